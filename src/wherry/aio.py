@@ -1,0 +1,54 @@
+"""Between the event loop and blocking code.
+
+`settle` is the only way to a thread. It waits for the thread even when the caller is cancelled, so an effect that began
+(a mount, a file) is always followed by its undo in the caller's `finally`.
+"""
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Callable, Hashable
+from contextlib import asynccontextmanager
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+async def settle(func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run `func` in a thread and wait for its end; a cancellation is delivered after the thread has finished."""
+    future = asyncio.get_running_loop().run_in_executor(None, functools.partial(func, *args, **kwargs))
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError as exc:
+            if future.cancelled():
+                raise
+            cancelled = exc
+        except BaseException:
+            break  # the thread's own exception: raised from result() below
+    if cancelled is not None:
+        future.exception()  # retrieved, so that it is not reported as never looked at
+        raise cancelled
+    return future.result()
+
+
+class KeyedLock:
+    """One `asyncio.Lock` per key, made on demand and forgotten when nobody holds or awaits it."""
+
+    def __init__(self) -> None:
+        self._locks: dict[Hashable, tuple[asyncio.Lock, int]] = {}
+
+    @asynccontextmanager
+    async def __call__(self, key: Hashable) -> AsyncIterator[None]:
+        lock, users = self._locks.get(key, (asyncio.Lock(), 0))
+        self._locks[key] = (lock, users + 1)
+        try:
+            async with lock:
+                yield
+        finally:
+            lock, users = self._locks[key]
+            if users == 1:
+                del self._locks[key]
+            else:
+                self._locks[key] = (lock, users - 1)
