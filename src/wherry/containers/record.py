@@ -110,7 +110,7 @@ class Container:
     args: list[str]
     config: ContainerConfig
     host_config: HostConfig
-    networking: NetworkingConfig = NetworkingConfig()
+    networking: NetworkingConfig = field(default_factory=NetworkingConfig)
     mounts: tuple[MountPoint, ...] = ()
     endpoints: tuple[Endpoint, ...] = ()
     ports: tuple[Port, ...] = ()

@@ -44,7 +44,7 @@ class Document(msgspec.Struct, frozen=True, kw_only=True, rename=_pascal):
     """Base of all documents here: immutable; change one by `msgspec.structs.replace`."""
 
 
-class HealthConfig(Document, omit_defaults=True):
+class HealthConfig(Document, frozen=True, kw_only=True, omit_defaults=True):
     test: list[str] | None = None
     interval: int = 0  # ns; 0 = default
     timeout: int = 0  # ns
@@ -53,7 +53,7 @@ class HealthConfig(Document, omit_defaults=True):
     retries: int = 0
 
 
-class ContainerConfig(Document):
+class ContainerConfig(Document, frozen=True, kw_only=True):
     """The portable half: what also lives in an image's config."""
 
     hostname: str = ""
@@ -83,28 +83,28 @@ class ContainerConfig(Document):
     shell: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
-class PortBinding(Document):
+class PortBinding(Document, frozen=True, kw_only=True):
     host_ip: str = ""
     host_port: str = ""  # "", "8080" or "8000-8010"
 
 
-class LogConfig(Document):
+class LogConfig(Document, frozen=True, kw_only=True):
     type: str = ""
     config: dict[str, str] | None = None
 
 
-class RestartPolicy(Document):
+class RestartPolicy(Document, frozen=True, kw_only=True):
     name: str = ""  # "", no, always, unless-stopped, on-failure
     maximum_retry_count: int = 0
 
 
-class DeviceMapping(Document):
+class DeviceMapping(Document, frozen=True, kw_only=True):
     path_on_host: str = ""
     path_in_container: str = ""
     cgroup_permissions: str = ""
 
 
-class DeviceRequest(Document):
+class DeviceRequest(Document, frozen=True, kw_only=True):
     driver: str = ""
     count: int = 0
     device_ids: list[str] | None = None
@@ -112,28 +112,28 @@ class DeviceRequest(Document):
     options: dict[str, str] | None = None
 
 
-class WeightDevice(Document):
+class WeightDevice(Document, frozen=True, kw_only=True):
     path: str = ""
     weight: int = 0
 
 
-class ThrottleDevice(Document):
+class ThrottleDevice(Document, frozen=True, kw_only=True):
     path: str = ""
     rate: int = 0
 
 
-class Ulimit(Document):
+class Ulimit(Document, frozen=True, kw_only=True):
     name: str = ""
     soft: int = 0
     hard: int = 0
 
 
-class DriverConfig(Document):
+class DriverConfig(Document, frozen=True, kw_only=True):
     name: str = ""
     options: dict[str, str] | None = None
 
 
-class BindOptions(Document, omit_defaults=True):
+class BindOptions(Document, frozen=True, kw_only=True, omit_defaults=True):
     propagation: str = ""
     non_recursive: bool = False
     create_mountpoint: bool = False
@@ -141,20 +141,20 @@ class BindOptions(Document, omit_defaults=True):
     read_only_force_recursive: bool = False
 
 
-class VolumeOptions(Document, omit_defaults=True):
+class VolumeOptions(Document, frozen=True, kw_only=True, omit_defaults=True):
     no_copy: bool = False
     labels: dict[str, str] | None = None
     driver_config: DriverConfig | None = None
     subpath: str = ""
 
 
-class TmpfsOptions(Document, omit_defaults=True):
+class TmpfsOptions(Document, frozen=True, kw_only=True, omit_defaults=True):
     size_bytes: int = 0
     mode: int = 0
     options: list[list[str]] | None = None
 
 
-class Mount(Document, omit_defaults=True):
+class Mount(Document, frozen=True, kw_only=True, omit_defaults=True):
     """One `--mount`."""
 
     type: str = ""  # bind, volume, tmpfs, image, npipe, cluster
@@ -167,7 +167,7 @@ class Mount(Document, omit_defaults=True):
     tmpfs_options: TmpfsOptions | None = None
 
 
-class Resources(Document):
+class Resources(Document, frozen=True, kw_only=True):
     """Limits; also the body of `POST /containers/{id}/update`."""
 
     cpu_shares: int = 0
@@ -199,7 +199,7 @@ class Resources(Document):
     cpu_percent: int = 0
 
 
-class HostConfig(Resources):
+class HostConfig(Resources, frozen=True, kw_only=True):
     """The half that is bound to this host."""
 
     binds: list[str] | None = None
@@ -244,13 +244,13 @@ class HostConfig(Resources):
     readonly_paths: list[str] | None = None
 
 
-class EndpointIPAMConfig(Document, omit_defaults=True):
+class EndpointIPAMConfig(Document, frozen=True, kw_only=True, omit_defaults=True):
     ipv4_address: str = ""
     ipv6_address: str = ""
     link_local_ips: list[str] | None = None
 
 
-class EndpointSettings(Document):
+class EndpointSettings(Document, frozen=True, kw_only=True):
     """One attachment to one network, as asked for."""
 
     ipam_config: EndpointIPAMConfig | None = None
@@ -262,18 +262,18 @@ class EndpointSettings(Document):
     network_id: str = ""
 
 
-class NetworkingConfig(Document):
+class NetworkingConfig(Document, frozen=True, kw_only=True):
     endpoints_config: dict[str, EndpointSettings] | None = None
 
 
-class CreateContainer(ContainerConfig):
+class CreateContainer(ContainerConfig, frozen=True, kw_only=True):
     """Body of `POST /containers/create`."""
 
     host_config: HostConfig = HostConfig()
     networking_config: NetworkingConfig = NetworkingConfig()
 
 
-class ExecConfig(Document):
+class ExecConfig(Document, frozen=True, kw_only=True):
     """Body of `POST /containers/{id}/exec`."""
 
     user: str = ""
@@ -290,7 +290,7 @@ class ExecConfig(Document):
     cmd: list[str] | str | None = None
 
 
-class ExecStart(Document):
+class ExecStart(Document, frozen=True, kw_only=True):
     """Body of `POST /exec/{id}/start`."""
 
     detach: bool = False
