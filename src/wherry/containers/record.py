@@ -11,6 +11,7 @@ import msgspec
 
 from wherry.errors import Conflict
 from wherry.ids import ContainerID
+from wherry.network.endpoint import Endpoint, Port
 from wherry.spec.engine import ContainerConfig, HostConfig, NetworkingConfig
 
 
@@ -71,32 +72,6 @@ class MountPoint:
     anonymous: bool = False  # a volume made for this container: rm -v takes it
     no_copy: bool = False
     recursive: bool = True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Port:
-    """One published port as it is now."""
-
-    container_port: int
-    protocol: str  # tcp, udp, sctp
-    host_ip: str
-    host_port: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """One attachment to a network while the container runs."""
-
-    network: str  # name
-    network_id: str
-    endpoint_id: str
-    mac: str
-    ip: str
-    prefix: int
-    gateway: str
-    ip6: str = ""
-    prefix6: int = 0
-    gateway6: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
