@@ -6,12 +6,15 @@
 
 import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable, Hashable
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
 from contextlib import asynccontextmanager
 from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 
 async def settle(func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -52,3 +55,29 @@ class KeyedLock:
                 del self._locks[key]
             else:
                 self._locks[key] = (lock, users - 1)
+
+
+class Background:
+    """Long-lived tasks owned by one place: failures are logged with their name, `close` cancels and awaits the rest."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[object, object, None], *, name: str) -> asyncio.Task[None]:
+        task = asyncio.create_task(self._guard(work, name), name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _guard(self, work: Coroutine[object, object, None], name: str) -> None:
+        try:
+            await work
+        except Exception:
+            log.exception("background task failed: %s", name)
+
+    async def close(self) -> None:
+        while self._tasks:
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)

@@ -93,6 +93,7 @@ class Container:
     runtime: str = "crun"
     log_path: str = ""
     platform: str = "linux"
+    complete: bool = False  # False until create has done everything: recovery removes such a record and what it names
     state: State = field(default_factory=State)
 
     @property
