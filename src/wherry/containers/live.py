@@ -65,8 +65,8 @@ class Live:
         self.ended = asyncio.Event()  # set while there is no process: log followers stop at the end of the log
         self.ended.set()
         self.restart: asyncio.Task[None] | None = None  # the restart policy's timer
-        self.settled = asyncio.Event()  # cleared while a finished shim is still tidying up
-        self.settled.set()
+        self.backoff = 0.0  # s, before the next automatic restart
+        self.keep_after_exit = False  # `restart` of an auto-remove container: this one exit does not remove it
 
     def finish_exit(self, result: WaitResult) -> None:
         """Tell everybody who waits for the exit."""

@@ -72,6 +72,7 @@ class MountPoint:
     anonymous: bool = False  # a volume made for this container: rm -v takes it
     no_copy: bool = False
     recursive: bool = True
+    must_exist: bool = False  # --mount: a missing host path is an error; -v makes it
 
 
 @dataclass(slots=True, kw_only=True)

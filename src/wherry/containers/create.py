@@ -1,0 +1,153 @@
+"""create: everything decided and checked, the name reserved, the writable layer and the volumes made.
+
+The first record is written incomplete, naming all that will be made (`Container.complete`); recovery removes such a
+record with what it names, so a crash at any instant leaves nothing. Nothing runs yet and no network is touched.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
+
+import msgspec
+
+from wherry.aio import settle
+from wherry.containers import config as checks
+from wherry.containers import names
+from wherry.containers.deps import Deps
+from wherry.containers.mounts import prepare_binds, resolve
+from wherry.containers.record import Container, MountPoint
+from wherry.containers.remove import discard
+from wherry.containers.spec import check_security
+from wherry.errors import InvalidParameter
+from wherry.ids import ContainerID, generate, short
+from wherry.images.store import Image
+from wherry.network.ports import parse_ports
+from wherry.spec.engine import ContainerConfig, CreateContainer, HostConfig, LogConfig, words
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Created:
+    id: ContainerID
+    warnings: list[str]
+
+
+async def create(deps: Deps, body: CreateContainer, *, name: str | None, platform: str | None) -> Created:
+    """Make a container; raises NotFound for a missing image, Conflict for a taken name, InvalidParameter otherwise."""
+    if name is not None:
+        checks.check_name(name.removeprefix("/"))
+    if not body.image:
+        raise InvalidParameter("no image specified: the request must name an image")
+    image = deps.images.store.get(body.image, platform=platform)
+    settings = deps.settings
+    config = checks.merge(checks.split_request(body), image.config.config or ContainerConfig())
+    checks.check_config(config)
+    checks.check_host(body.host_config, settings.runtimes)
+    host = checks.with_defaults(
+        body.host_config,
+        runtime=settings.default_runtime,
+        log=LogConfig(type=settings.log_driver, config=dict(settings.log_options)),
+    )
+    container = _draft(deps, body, config, host, image, name)
+    warnings = _check_all(deps, container)
+    async with AsyncExitStack() as undo:
+        undo.push_async_callback(_undo, deps, container)
+        await deps.store.add(container)
+        await settle(deps.snapshots.prepare, container.id, image.chain)
+        await settle(settings.directory(container).mkdir, mode=0o710, parents=True, exist_ok=True)
+        await _make_volumes(deps, container, image)
+        container.complete = True
+        await deps.store.save(container)
+        undo.pop_all()  # created: nothing to undo
+    deps.publish(container, "create")
+    return Created(container.id, warnings)
+
+
+def _draft(
+    deps: Deps, body: CreateContainer, config: ContainerConfig, host: HostConfig, image: Image, name: str | None
+) -> Container:
+    container_id = ContainerID(generate())
+    argv = [*words(config.entrypoint), *words(config.cmd)]
+    if not config.hostname and host.uts_mode != "host" and not host.network_mode.startswith("container:"):
+        config = msgspec.structs.replace(config, hostname=short(container_id))
+    container = Container(
+        id=container_id,
+        name=name.removeprefix("/") if name is not None else names.generate({each.name for each in deps.store}),
+        created=time.time_ns(),
+        image=body.image,
+        image_id=image.id,
+        path=argv[0],
+        args=argv[1:],
+        config=config,
+        host_config=host,
+        networking=body.networking_config,
+        mounts=_resolve_mounts(deps, config, host),
+        driver=deps.snapshots.name,
+        runtime=host.runtime,
+    )
+    if host.log_config.type == "json-file":
+        container.log_path = str(deps.settings.directory(container) / f"{container_id}-json.log")
+    return container
+
+
+def _resolve_mounts(deps: Deps, config: ContainerConfig, host: HostConfig) -> tuple[MountPoint, ...]:
+    def others(name: str) -> Sequence[MountPoint]:
+        return deps.store.resolve(name).mounts
+
+    return resolve(host, image_volumes=config.volumes or {}, others=others)
+
+
+def _check_all(deps: Deps, container: Container) -> list[str]:
+    """The checks that need the whole picture; returns warnings for the user."""
+    host = container.host_config
+    parse_ports(container.config.exposed_ports, host.port_bindings, host.publish_all_ports)
+    for mode, what in ((host.network_mode, "network"), (host.ipc_mode, "IPC"), (host.pid_mode, "PID")):
+        if mode.startswith("container:"):
+            deps.store.resolve(mode.removeprefix("container:"))
+        elif what != "network" and mode not in ("", "private", "shareable", "none", "host"):
+            raise InvalidParameter(f"invalid {what} mode: {mode}")
+    if not host.network_mode.startswith("container:"):
+        deps.networks.check(host.network_mode)
+    elif host.port_bindings or host.publish_all_ports:
+        raise InvalidParameter("conflicting options: port publishing and the container type network mode")
+    for point in container.mounts:
+        if point.must_exist:
+            prepare_binds([point])
+    return check_security(deps, container)
+
+
+async def _make_volumes(deps: Deps, container: Container, image: Image) -> None:
+    """Make what does not exist yet, fill new and empty volumes from the image, and note where they are."""
+    points: list[MountPoint] = []
+    for point in container.mounts:
+        if point.type == "volume":
+            options = next(
+                (
+                    mount.volume_options
+                    for mount in container.host_config.mounts or []
+                    if mount.target == point.destination and mount.volume_options
+                ),
+                None,
+            )
+            source = await deps.volumes.ensure(
+                point.name,
+                driver=point.driver,
+                options=(options.driver_config.options if options and options.driver_config else None) or {},
+                labels=(options.labels if options else None) or {},
+                anonymous=point.anonymous,
+            )
+            if not point.no_copy:
+                await deps.volumes.fill(point.name, deps.snapshots.view(image.chain), point.destination)
+            point = replace(point, source=str(source))
+        points.append(point)
+    container.mounts = tuple(points)
+
+
+async def _undo(deps: Deps, container: Container) -> None:
+    try:
+        await discard(deps, container, volumes=True)
+    except Exception:
+        log.exception("create of container %s failed, and so did its clean-up", container.id)

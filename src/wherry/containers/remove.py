@@ -1,0 +1,90 @@
+"""rm: a container and all that is only its own disappears; its name is free again."""
+
+import shutil
+from pathlib import Path
+
+from wherry.aio import settle
+from wherry.containers.deps import Deps
+from wherry.containers.live import WaitResult
+from wherry.containers.record import Container, Status
+from wherry.containers.stop import end_now
+from wherry.errors import Conflict, NotFound, NotSupported
+from wherry.ids import ContainerID
+
+
+async def remove(deps: Deps, name: str, *, force: bool = False, volumes: bool = False, link: bool = False) -> None:
+    """Remove a container; a running one only by force (SIGKILL). `volumes` takes its anonymous volumes along.
+
+    Raises NotFound, and Conflict when it runs or when another removal is under way.
+    """
+    if link:
+        raise NotSupported("links are not supported by this engine, so there is none to remove")
+    container = deps.store.resolve(name)
+    if container.running or container.state.status is Status.RESTARTING:
+        if not force:
+            raise Conflict(_refusal(container))
+        await end_now(deps, container)
+    async with deps.locks(container.id):
+        if deps.store.get(container.id) is None:
+            if container.host_config.auto_remove:
+                return  # it went away by itself when it ended
+            raise NotFound(f"No such container: {name}")
+        if container.running:
+            raise Conflict(_refusal(container))
+        await remove_locked(deps, container, volumes=volumes)
+
+
+def _refusal(container: Container) -> str:
+    status, hint = container.state.status, "stop the container before removing or force remove"
+    if status is Status.PAUSED:
+        hint = "unpause and then stop the container before removing or force remove"
+    return f'cannot remove container "/{container.name}": container is {status}: {hint}'
+
+
+async def remove_locked(deps: Deps, container: Container, *, volumes: bool) -> None:
+    """Remove a container that does not run; its lock is held by the caller."""
+    if container.state.status is Status.REMOVING:
+        raise Conflict(f"removal of container {container.name} is already in progress")
+    live = deps.live_of(container)
+    if live.restart is not None:
+        live.restart.cancel()
+    container.state.move(Status.REMOVING)
+    await deps.store.save(container)
+    try:
+        await discard(deps, container, volumes=volumes)
+    except BaseException:
+        container.state.move(Status.DEAD)
+        await deps.store.save(container)
+        raise
+    deps.publish(container, "destroy")
+    live.finish_removal(WaitResult(container.state.exit_code))
+    deps.live.forget(container)
+
+
+async def discard(deps: Deps, container: Container, *, volumes: bool) -> None:
+    """Take away everything the record names, then the record. Idempotent: what is gone already is no error."""
+    await deps.networks.release(container.id)
+    await deps.shims.forget(container.id)
+    await settle(deps.snapshots.remove, container.id)
+    await settle(remove_tree, deps.settings.directory(container))
+    if volumes:
+        for point in container.mounts:
+            if point.anonymous and not used_by_others(deps, point.name, container.id):
+                await deps.volumes.discard(point.name)
+    await deps.store.remove(container)
+
+
+def used_by_others(deps: Deps, volume: str, container_id: ContainerID) -> bool:
+    """Another container mounts this volume."""
+    return any(
+        point.type == "volume" and point.name == volume
+        for other in deps.store
+        if other.id != container_id
+        for point in other.mounts
+    )
+
+
+def remove_tree(path: Path) -> None:
+    """Delete a directory of ours; it may be gone already."""
+    if path.exists():
+        shutil.rmtree(path)

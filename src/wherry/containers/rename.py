@@ -1,0 +1,20 @@
+"""rename: give a container another name."""
+
+from wherry.containers.config import check_name
+from wherry.containers.deps import Deps
+from wherry.errors import InvalidParameter
+
+
+async def rename(deps: Deps, name: str, new: str) -> None:
+    """Raises NotFound, InvalidParameter for a bad or equal name, Conflict for one in use."""
+    container = deps.store.resolve(name)
+    new = new.removeprefix("/")
+    if not new:
+        raise InvalidParameter("Neither old nor new names may be empty")
+    check_name(new)
+    async with deps.locks(container.id):
+        if new == container.name:
+            raise InvalidParameter("Renaming a container with the same name as its current name")
+        old = container.name
+        await deps.store.rename(container, new)
+    deps.publish(container, "rename", oldName=f"/{old}")

@@ -1,0 +1,21 @@
+"""restart: stop if it runs, then start."""
+
+from wherry.containers.deps import Deps
+from wherry.containers.start import start_locked
+from wherry.containers.stop import cancel_restart, end, parse_signal, signal_of, timeout_of
+from wherry.errors import NotFound
+
+
+async def restart(deps: Deps, name: str, *, signal: str | None = None, timeout: int | None = None) -> None:
+    """Stop if it runs, then start."""
+    container = deps.store.resolve(name)
+    number = parse_signal(signal or signal_of(container))
+    await cancel_restart(deps, container)
+    if container.running:
+        await end(deps, container, number, timeout_of(container, timeout), keep=True)
+    async with deps.locks(container.id):
+        if deps.store.get(container.id) is None:
+            raise NotFound(f"No such container: {name}")
+        if not container.running:
+            await start_locked(deps, container)
+    deps.publish(container, "restart")

@@ -1,0 +1,160 @@
+"""start: network, files, process. All or nothing, undone in reverse when a step fails."""
+
+import logging
+import os
+import time
+from contextlib import AsyncExitStack
+
+from wherry.aio import settle
+from wherry.containers import exits
+from wherry.containers.deps import Deps
+from wherry.containers.files import write_network_files
+from wherry.containers.live import Live
+from wherry.containers.mounts import prepare_binds
+from wherry.containers.record import Container, Status
+from wherry.containers.spec import shim_spec
+from wherry.containers.stop import cancel_restart
+from wherry.errors import Conflict, NotModified, WherryError
+from wherry.events import Event
+from wherry.network.networks import Sandbox, SandboxRequest
+from wherry.network.ports import parse_ports
+from wherry.runtime.shim_client import Shim
+
+log = logging.getLogger(__name__)
+
+
+async def start(deps: Deps, name: str) -> None:
+    """Start a created or exited container; raises NotModified when it runs, Conflict when it cannot be started."""
+    container = deps.store.resolve(name)
+    if container.state.status is Status.RESTARTING:
+        await cancel_restart(deps, container)
+    async with deps.locks(container.id):
+        match container.state.status:
+            case Status.RUNNING:
+                raise NotModified(f"container {name} is already running")
+            case Status.PAUSED:
+                raise Conflict("cannot start a paused container, try unpause instead")
+            case Status.REMOVING | Status.DEAD:
+                raise Conflict("container is marked for removal and cannot be started")
+        deps.live_of(container).backoff = 0.0
+        container.state.restart_count = 0
+        await start_locked(deps, container)
+
+
+async def start_locked(deps: Deps, container: Container) -> None:
+    """Start a container that does not run; its lock is held by the caller."""
+    live = deps.live_of(container)
+    try:
+        async with AsyncExitStack() as undo:
+            shim = await _create_process(deps, container, live, undo)
+            await shim.start()
+            undo.pop_all()  # started: nothing to undo
+    except WherryError as exc:
+        await _note_failure(deps, container, live, exc)
+        raise
+    deps.publish(container, "start")
+    deps.background.spawn(exits.watch(deps, container, shim, start=start_locked), name=f"exit of {container.id[:12]}")
+
+
+async def _create_process(deps: Deps, container: Container, live: Live, undo: AsyncExitStack) -> Shim:
+    """Everything up to the process that waits to be let go, and the row that says RUNNING."""
+    await deps.shims.forget(container.id)  # the shim of the last run may still be tidying up
+    await settle(prepare_binds, container.mounts)
+
+    undo.push_async_callback(deps.networks.release, container.id)
+    sandbox = await _connect(deps, container)
+    if sandbox.netns is not None:
+        undo.callback(_close_once, sandbox.netns)
+    await settle(write_network_files, deps.settings.directory(container), container, sandbox, deps.networks)
+
+    undo.push_async_callback(deps.shims.forget, container.id)
+    shim = await deps.shims.create(shim_spec(deps, container), netns=sandbox.netns)
+    if sandbox.netns is not None:
+        os.close(sandbox.netns)
+
+    undo.push_async_callback(shim.destroy)
+    for session in live.pending:
+        session.streams.set_result(await shim.attach(stdin=session.stdin, stdout=session.stdout, stderr=session.stderr))
+    live.pending.clear()
+
+    undo.push_async_callback(_take_back, deps, container, live)
+    _mark_running(container, live, shim, sandbox)
+    await deps.store.save(container)
+    for endpoint in sandbox.endpoints:
+        _publish_network(deps, container, endpoint.network, endpoint.network_id, "connect")
+    return shim
+
+
+def _mark_running(container: Container, live: Live, shim: Shim, sandbox: Sandbox) -> None:
+    state = container.state
+    state.move(Status.RUNNING)
+    state.pid, state.pid_start = shim.pid, shim.pid_start
+    state.started_at = time.time_ns()
+    state.error, state.oom_killed, state.stopped_by_user = "", False, False
+    container.endpoints, container.ports = sandbox.endpoints, sandbox.ports
+    live.shim = shim
+    live.ended.clear()
+
+
+async def _take_back(deps: Deps, container: Container, live: Live) -> None:
+    """The process was there but could not be let go: back to a container that does not run."""
+    live.shim = None
+    live.ended.set()
+    container.state.move(Status.EXITED)
+    container.state.pid = container.state.pid_start = 0
+    container.endpoints, container.ports = (), ()
+    await deps.store.save(container)
+
+
+async def _connect(deps: Deps, container: Container) -> Sandbox:
+    host = container.host_config
+    if host.network_mode.startswith("container:"):
+        return Sandbox(netns=None, endpoints=(), ports=())  # joined by path: see containers/spec.py
+    mode = "none" if container.config.network_disabled is True else host.network_mode
+    wanted = next(iter((container.networking.endpoints_config or {}).values()), None)
+    mac = (wanted.mac_address if wanted else "") or container.config.mac_address or ""
+    return await deps.networks.connect(
+        container.id,
+        SandboxRequest(
+            name=container.name,
+            mode=mode,
+            ports=parse_ports(container.config.exposed_ports, host.port_bindings, host.publish_all_ports),
+            ip=(wanted.ipam_config.ipv4_address if wanted and wanted.ipam_config else ""),
+            mac=mac,
+        ),
+    )
+
+
+def _publish_network(deps: Deps, container: Container, network: str, network_id: str, action: str) -> None:
+    deps.events.publish(
+        Event(
+            type="network",
+            action=action,
+            actor=network_id,
+            attributes={"container": container.id, "name": network, "type": network},
+        )
+    )
+
+
+async def _note_failure(deps: Deps, container: Container, live: Live, error: WherryError) -> None:
+    """What inspect shows of a failed start; sessions that waited for it end, and --rm takes the container away."""
+    container.state.error = error.message
+    container.state.exit_code = exit_code_of(error.message)
+    await deps.store.save(container)
+    live.give_up_pending()
+    if container.host_config.auto_remove:
+        await exits.auto_remove(deps, container)
+
+
+def exit_code_of(message: str) -> int:
+    """The exit code Docker gives a container (and its CLI itself) for this error of start."""
+    if "executable file not found" in message or "no such file or directory" in message:
+        return 127
+    return 126 if "permission denied" in message else 128
+
+
+def _close_once(fd: int) -> None:
+    try:
+        os.close(fd)
+    except OSError:
+        log.debug("network namespace fd %d was closed already", fd)
