@@ -1,0 +1,109 @@
+"""An image as the engine holds it: an immutable value, replaced when it changes.
+
+Row in state table `images`, key the image ID (the config's digest):
+
+    {"manifests": [descriptor...],        # image manifests of this config held in the content store; the first is used
+     "layers": [{...}],                   # base first: where each layer's blob is, and how much it unpacks to
+     "blobs": [digest...],                # every blob the image keeps alive: manifests, indexes, config, layers
+     "parent": id or "", "last_tagged": ns}
+
+Row in state table `tags`, key a familiar reference (`alpine:3.20`, `alpine@sha256:...`): {"id": image ID}.
+"""
+
+from dataclasses import dataclass, field
+from typing import NewType
+
+import msgspec
+
+from wherry.digest import ChainID, DiffID, Digest
+from wherry.spec.image import Descriptor, ImageConfig
+
+ImageID = NewType("ImageID", str)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One layer of an image, under both its names."""
+
+    chain: ChainID
+    diff_id: DiffID
+    digest: Digest  # of the blob as stored, usually compressed
+    media_type: str
+    size: int  # bytes of the blob
+    unpacked: int  # bytes of the files in it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    id: ImageID
+    config: ImageConfig
+    manifests: tuple[Descriptor, ...] = ()
+    layers: tuple[Layer, ...] = ()
+    blobs: frozenset[Digest] = frozenset()
+    parent: str = ""  # image ID of what it was committed from, when that was done here
+    last_tagged: int = 0  # ns since the epoch; 0 = never
+    repo_tags: tuple[str, ...] = ()  # familiar, sorted
+    repo_digests: tuple[str, ...] = ()
+
+    @property
+    def chain(self) -> ChainID | None:
+        """The stack of layers to mount; None for an image without layers."""
+        return self.layers[-1].chain if self.layers else None
+
+    @property
+    def diff_ids(self) -> tuple[DiffID, ...]:
+        return tuple(layer.diff_id for layer in self.layers)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the files in all layers."""
+        return sum(layer.unpacked for layer in self.layers)
+
+    @property
+    def created(self) -> int:
+        """ns since the epoch; 0 when the image does not say."""
+        return self.config.created_ns
+
+    @property
+    def name(self) -> str:
+        """How messages call it: its first tag, else its ID."""
+        return self.repo_tags[0] if self.repo_tags else self.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRow:
+    manifests: list[Descriptor]
+    layers: list[Layer]
+    blobs: list[Digest]
+    parent: str = ""
+    last_tagged: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TagRow:
+    id: ImageID
+
+
+@dataclass(slots=True)
+class Names:
+    """The references to one image, apart."""
+
+    tags: list[str] = field(default_factory=list)
+    digests: list[str] = field(default_factory=list)
+
+
+def encode(image: Image) -> bytes:
+    return msgspec.json.encode(
+        ImageRow(
+            manifests=list(image.manifests),
+            layers=list(image.layers),
+            blobs=sorted(image.blobs),
+            parent=image.parent,
+            last_tagged=image.last_tagged,
+        )
+    )
+
+
+def decode(raw: bytes) -> ImageRow:
+    """Raises msgspec.MsgspecError for a row that is not one."""
+    return msgspec.json.decode(raw, type=ImageRow)
