@@ -118,7 +118,7 @@ _FLAGS: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
     (("--max-concurrent-downloads",), "max-concurrent-downloads", "number", "Layers downloaded at once (default 3)"),
     (("-b", "--bridge"), "bridge", "text", "Attach containers to an existing bridge; none disables networking"),
     (("--bip",), "bip", "text", "Address of the bridge, in CIDR form"),
-    (("--default-address-pool",), "default-address-pools", "pools", "Pool of subnets: base=CIDR,size=BITS (repeatable)"),
+    (("--default-address-pool",), "default-address-pools", "pools", "Subnets to choose from: base=CIDR,size=BITS"),
     (("--mtu",), "mtu", "number", "MTU of the containers' network (default 1500)"),
     (("--ip",), "ip", "text", "Default host address of published ports (default 0.0.0.0)"),
     (("--icc",), "icc", "switch", "Let containers talk to each other (default true)"),
