@@ -1,0 +1,207 @@
+"""Content store: immutable blobs named by digest.
+
+    <root>/blobs/sha256/<hex>    committed, mode 0444
+    <root>/ingest/<name>         being written (name: digest of its ref); what is there at start-up is garbage
+
+A blob becomes visible by one rename, after fsync, and only if its digest is the expected one. An ingest is held by one
+writer at a time (flock); one that was left may be taken up again where it stopped, until `recover`.
+Thread-safe and synchronous: callers on the event loop go through `aio.settle`.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from wherry import digest
+from wherry.digest import Digest
+from wherry.errors import Conflict, Corrupt, Failed, InvalidParameter, NotFound
+from wherry.kernel.files import fsync_directory
+
+_CHUNK = 1 << 20  # bytes read at once
+
+Trace = Callable[[str], None]  # told the name of every step about to be made; tests stop the world there
+
+
+def no_trace(step: str) -> None:
+    """Go on."""
+
+
+class ContentStore:
+    """Open (and make) the store below `root`."""
+
+    def __init__(self, root: Path, *, trace: Trace = no_trace) -> None:
+        self._blobs = root / "blobs" / "sha256"
+        self._ingest = root / "ingest"
+        self._trace = trace
+        for directory in (self._blobs, self._ingest):
+            directory.mkdir(parents=True, exist_ok=True)
+
+    def path(self, blob: Digest) -> Path:
+        """Where `blob` is or would be."""
+        return self._blobs / digest.hex_part(digest.parse(blob))
+
+    def has(self, blob: Digest) -> bool:
+        return self.path(blob).is_file()
+
+    def size(self, blob: Digest) -> int:
+        """Bytes; NotFound."""
+        try:
+            return self.path(blob).stat().st_size
+        except FileNotFoundError:
+            raise _missing(blob) from None
+
+    def open(self, blob: Digest) -> BinaryIO:
+        """A file to read; its digest is not checked again. NotFound."""
+        try:
+            return open(self.path(blob), "rb", buffering=0)
+        except FileNotFoundError:
+            raise _missing(blob) from None
+
+    def read(self, blob: Digest, *, limit: int) -> bytes:
+        """The whole blob, verified. InvalidParameter when it has more than `limit` bytes, NotFound, Corrupt."""
+        with self.open(blob) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise InvalidParameter(f"blob {blob} has {size} bytes; at most {limit} are accepted here")
+            data = file.read(size) if size else b""
+        found = digest.of(data)
+        if found != blob:
+            raise Corrupt(f"blob {blob} is damaged on disk: its content has the digest {found}")
+        return data
+
+    def write(self, data: bytes) -> Digest:
+        """Store a small blob; nothing happens when it is there already."""
+        name = digest.of(data)
+        if not self.has(name):
+            with self.ingest(f"write-{os.urandom(16).hex()}") as ingest:
+                ingest.write(data)
+                ingest.commit(name, len(data))
+        return name
+
+    def ingest(self, ref: str) -> "Ingest":
+        """Begin, or take up again, the writing of a blob under the caller's name for it. Conflict when it is held."""
+        return Ingest(self._ingest / hashlib.sha256(ref.encode()).hexdigest()[:32], self._blobs, ref, self._trace)
+
+    def delete(self, blob: Digest) -> None:
+        """Remove a blob; nothing happens when it is not there. Open files stay readable."""
+        self.path(blob).unlink(missing_ok=True)
+
+    def walk(self) -> Iterator[Digest]:
+        """Every committed blob, in no order."""
+        with os.scandir(self._blobs) as entries:
+            for entry in entries:
+                if digest.is_digest(name := f"sha256:{entry.name}"):
+                    yield Digest(name)
+
+    def recover(self) -> None:
+        """At start-up, before any writer: drop what was being written."""
+        for path in self._ingest.iterdir():
+            path.unlink(missing_ok=True)
+
+
+class Ingest:
+    """A blob being written. As a context manager it keeps its bytes on failure, for a later `ingest` of the ref."""
+
+    def __init__(self, path: Path, blobs: Path, ref: str, trace: Trace) -> None:
+        self.ref = ref
+        self._path, self._blobs, self._trace = path, blobs, trace
+        self._file = self._open()
+        self._hash = hashlib.sha256()
+        self.offset = 0  # bytes held so far; writing goes on here
+        try:
+            while data := self._file.read(_CHUNK):
+                self._hash.update(data)
+                self.offset += len(data)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def _open(self) -> BinaryIO:
+        while True:
+            file = open(self._path, "a+b", buffering=0)  # noqa: SIM115 - the ingest holds it
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.lseek(file.fileno(), 0, os.SEEK_SET)
+                if os.fstat(file.fileno()).st_nlink:
+                    return file
+            except BlockingIOError:
+                file.close()
+                raise Conflict(f"{self.ref} is already being downloaded or loaded") from None
+            except BaseException:
+                file.close()
+                raise
+            file.close()  # committed or aborted between our open and our lock
+
+    def __enter__(self) -> "Ingest":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Append; Failed when the disk refuses."""
+        view = memoryview(data)
+        done = 0
+        try:
+            while done < len(view):
+                done += self._file.write(view[done:]) or 0
+        except OSError as exc:
+            raise Failed(f"cannot store {self.ref}: {exc.strerror}") from exc
+        finally:
+            self._hash.update(view[:done])
+            self.offset += done
+
+    def reset(self) -> None:
+        """Forget what was written: the peer does not go on where we stopped."""
+        os.ftruncate(self._file.fileno(), 0)
+        self._hash = hashlib.sha256()
+        self.offset = 0
+
+    def commit(self, expected: Digest | None, size: int | None = None) -> Digest:
+        """Make the blob visible and durable, and end the ingest; its digest.
+
+        With another digest or size than expected nothing becomes visible, what was written is dropped, and Corrupt
+        (digest) or InvalidParameter (size) is raised.
+        """
+        found = Digest("sha256:" + self._hash.hexdigest())
+        if size is not None and size != self.offset:
+            self.abort()
+            raise InvalidParameter(f"{self.ref}: wrong size: expected {size} bytes, got {self.offset}")
+        if expected is not None and expected != found:
+            self.abort()
+            raise Corrupt(f"{self.ref}: wrong digest: expected {expected}, got {found}")
+        try:
+            self._trace("chmod")
+            os.fchmod(self._file.fileno(), stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
+            self._trace("fsync")
+            os.fsync(self._file.fileno())
+            self._trace("rename")
+            os.rename(self._path, self._blobs / digest.hex_part(found))
+            self._trace("fsync directory")
+            fsync_directory(self._blobs)
+        except OSError as exc:
+            raise Failed(f"cannot store {self.ref}: {exc.strerror}") from exc
+        finally:
+            self.close()
+        return found
+
+    def abort(self) -> None:
+        """Drop what was written. Idempotent; after a commit nothing happens."""
+        if not self._file.closed:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the ingest; what was written stays."""
+        self._file.close()
+
+
+def _missing(blob: Digest) -> NotFound:
+    return NotFound(f"no such blob: {blob}")

@@ -1,0 +1,85 @@
+"""Snapshots on overlayfs: what a layer changed is a directory, the kernel stacks them.
+
+<root>/layers/<hex>/{diff,parent}
+<root>/rw/<key>/{diff,work,parent}
+<root>/empty/                        below everything: overlay wants at least one lower directory
+"""
+
+import contextlib
+import os
+from pathlib import Path
+
+from wherry.digest import ChainID
+from wherry.errors import NotSupported
+from wherry.kernel import mount
+from wherry.kernel.mount import Mount
+from wherry.storage.content import Trace, no_trace
+from wherry.storage.snapshot import DirectoryStore, Whiteouts, copy_root_attributes
+from wherry.storage.tree import remove_tree
+
+# An upper directory must hold whole files at their real places, whatever the kernel's defaults: it becomes a layer.
+_SWITCHES = {
+    "metacopy": "metacopy=off",
+    "redirect_dir": "redirect_dir=off",
+    "index": "index=off",
+    "xino_auto": "xino=off",
+}
+
+
+class OverlaySnapshotter(DirectoryStore):
+    """Raises NotSupported when the kernel, or the file system of `root`, has no overlay."""
+
+    name = "overlay2"
+    whiteouts = Whiteouts.OVERLAY
+
+    def __init__(self, root: Path, *, trace: Trace = no_trace) -> None:
+        super().__init__(root, trace=trace)
+        self._empty = root / "empty"
+        self._empty.mkdir(mode=0o755, exist_ok=True)
+        probe(root)
+        known = mount.overlay_parameters()
+        self._options = tuple(option for switch, option in _SWITCHES.items() if switch in known)
+
+    def _fill(self, directory: Path, below: list[Path]) -> None:
+        diff = directory / "diff"
+        diff.mkdir()
+        (directory / "work").mkdir(mode=0o700)
+        copy_root_attributes(below[0] if below else self._empty, diff)
+
+    def _strip(self, directory: Path) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            remove_tree(directory / "work")
+
+    def _lowers(self, chain: ChainID | None) -> list[str]:
+        return [os.fspath(path) for path in (*self.stack(chain), self._empty)]
+
+    def mounts(self, key: str) -> list[Mount]:
+        upper = self.upper(key)
+        work = upper.with_name("work")
+        lowers = self._lowers(self.parent_of_key(key))
+        return [mount.overlay_mount(lowers, os.fspath(upper), os.fspath(work), self._options)]
+
+    def peek(self, key: str) -> list[Mount]:
+        lowers = [os.fspath(self.upper(key)), *self._lowers(self.parent_of_key(key))]
+        return [mount.overlay_mount(lowers, options=("ro", *self._options))]
+
+    def view(self, chain: ChainID | None) -> list[Mount]:
+        if chain is None:
+            return [Mount(type="bind", source=os.fspath(self._empty), options=("bind", "ro"))]
+        return [mount.overlay_mount(self._lowers(chain), options=("ro", *self._options))]
+
+
+def probe(root: Path) -> None:
+    """Make a small overlay on the file system of `root`, attached nowhere. NotSupported, saying why not."""
+    directory = root / f".probe-{os.urandom(4).hex()}"
+    directory.mkdir()
+    try:
+        lower, upper, work = (directory / name for name in ("lower", "upper", "work"))
+        for path in (lower, upper, work):
+            path.mkdir()
+        fd = mount.open_detached([mount.overlay_mount([os.fspath(lower)], os.fspath(upper), os.fspath(work))])
+        os.close(fd)
+    except OSError as exc:
+        raise NotSupported(f"overlay does not work on {root}: {exc.strerror}") from exc
+    finally:
+        remove_tree(directory)

@@ -1,0 +1,264 @@
+"""Snapshots: file trees made of layers, and the writable trees on top of them.
+
+    <root>/layers/<hex of chain>/   committed, never changed: `diff` (the files), `parent` (a chainID, or empty)
+    <root>/rw/<key>/                writable: `diff`, `parent`, and what the driver needs besides
+    <root>/removed/<random>/        given up; emptied in the background, and at start-up
+
+A snapshotter *returns* mounts and never mounts. Layers are named by the chainID of the stack they complete, so two
+images share what they have in common. A layer appears by one rename, after its files are on disk.
+Thread-safe and synchronous. Implementations: `overlay.py`, `native.py`; their behaviour is one test suite.
+"""
+
+import enum
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+from wherry import digest
+from wherry.digest import ChainID
+from wherry.errors import Conflict, Corrupt, Failed, InvalidParameter, NotFound
+from wherry.kernel import files
+from wherry.kernel.mount import Mount
+from wherry.storage.content import Trace, no_trace
+from wherry.storage.tree import Trash, Usage, measure
+
+_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
+
+__all__ = ["Mount", "Snapshotter", "Usage", "Whiteouts"]
+
+
+class Whiteouts(enum.StrEnum):
+    """What a deletion in a layer becomes in the directory the layer is extracted to."""
+
+    OVERLAY = "overlay"  # a character device 0:0, or an opaque directory
+    APPLY = "apply"  # it is carried out: the directory already holds the parent's files
+
+
+class Snapshotter(Protocol):
+    """Errors: NotFound for an unknown key or chain, Conflict for a key that exists, Failed when the disk refuses."""
+
+    @property
+    def name(self) -> str:
+        """As `docker info` shows it: "overlay2", "native"."""
+
+    @property
+    def whiteouts(self) -> Whiteouts: ...
+
+    def has(self, chain: ChainID) -> bool: ...
+
+    def parent(self, chain: ChainID) -> ChainID | None: ...
+
+    def parent_of_key(self, key: str) -> ChainID | None: ...
+
+    def prepare(self, key: str, parent: ChainID | None) -> None:
+        """A new writable snapshot on `parent`: of a container, or for a layer to be extracted."""
+
+    def mounts(self, key: str) -> list[Mount]:
+        """The writable root file system of `key`. Never mount one key twice at a time: see `peek`."""
+
+    def peek(self, key: str) -> list[Mount]:
+        """The same tree read-only; allowed while `mounts(key)` is mounted. Changes made meanwhile may be missed."""
+
+    def view(self, chain: ChainID | None) -> list[Mount]:
+        """The read-only tree of `chain`; None is the empty tree."""
+
+    def upper(self, key: str) -> Path:
+        """The directory that a layer is extracted into, and that a diff is read from."""
+
+    def commit(self, key: str, chain: ChainID) -> None:
+        """Turn a snapshot into the layer `chain`, atomically and durably.
+
+        When the layer is there already the snapshot is removed. Corrupt when that layer has another parent.
+        """
+
+    def remove(self, key: str) -> None:
+        """Nothing happens when it is not there. Its files are deleted after the return."""
+
+    def remove_layer(self, chain: ChainID) -> None:
+        """Nothing happens when it is not there. The caller knows that nothing stands on it."""
+
+    def usage(self, name: str | ChainID) -> Usage:
+        """What the snapshot or layer itself occupies, without its parents; walks its files."""
+
+    def keys(self) -> Iterator[str]: ...
+
+    def chains(self) -> Iterator[ChainID]: ...
+
+    def recover(self) -> None:
+        """At start-up: drop half-made snapshots, finish deletions."""
+
+    def close(self) -> None:
+        """Wait for deletions that are under way."""
+
+
+class DirectoryStore:
+    """What both implementations share: the directories above, without how they are mounted."""
+
+    def __init__(self, root: Path, *, trace: Trace = no_trace) -> None:
+        self._root = root
+        self._layers, self._rw = root / "layers", root / "rw"
+        self._trace = trace
+        for directory in (self._layers, self._rw):
+            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        self._trash = Trash(root / "removed")
+        self._parents: dict[ChainID, ChainID | None] = {}  # of committed layers: never changes while they exist
+
+    # Layers
+
+    def layer_path(self, chain: ChainID) -> Path:
+        if not digest.is_digest(chain):
+            raise InvalidParameter(f"invalid chain id {chain[:100]!r}")
+        return self._layers / digest.hex_part(chain)
+
+    def has(self, chain: ChainID) -> bool:
+        return chain in self._parents or self.layer_path(chain).is_dir()
+
+    def parent(self, chain: ChainID) -> ChainID | None:
+        if chain not in self._parents:
+            try:
+                text = (self.layer_path(chain) / "parent").read_text()
+            except FileNotFoundError:
+                raise NotFound(f"no such layer: {chain}") from None
+            self._parents[chain] = _chain(text, chain)
+        return self._parents[chain]
+
+    def stack(self, chain: ChainID | None) -> list[Path]:
+        """The `diff` directories of `chain` and everything below it, top first."""
+        found = []
+        while chain is not None:
+            parent = self.parent(chain)
+            found.append(self.layer_path(chain) / "diff")
+            chain = parent
+        return found
+
+    def chains(self) -> Iterator[ChainID]:
+        for name in os.listdir(self._layers):
+            if digest.is_digest(chain := f"sha256:{name}"):
+                yield ChainID(digest.parse(chain))
+
+    def remove_layer(self, chain: ChainID) -> None:
+        self._parents.pop(chain, None)
+        self._trash.discard(self.layer_path(chain))
+
+    # Writable snapshots
+
+    def key_path(self, key: str) -> Path:
+        if _KEY.match(key) is None:
+            raise InvalidParameter(f"invalid snapshot key {key[:100]!r}")
+        return self._rw / key
+
+    def upper(self, key: str) -> Path:
+        path = self.key_path(key) / "diff"
+        if not path.is_dir():
+            raise NotFound(f"no such snapshot: {key}")
+        return path
+
+    def parent_of_key(self, key: str) -> ChainID | None:
+        try:
+            return _chain((self.key_path(key) / "parent").read_text(), key)
+        except FileNotFoundError:
+            raise NotFound(f"no such snapshot: {key}") from None
+
+    def prepare(self, key: str, parent: ChainID | None) -> None:
+        path, making = self.key_path(key), self._rw / f".{key}-{os.urandom(4).hex()}"
+        if path.exists():
+            raise Conflict(f"snapshot {key} exists already")
+        below = self.stack(parent)
+        try:
+            self._trace("make")
+            making.mkdir(mode=0o700)
+            (making / "parent").write_text(parent or "")
+            self._fill(making, below)
+            self._trace("appear")
+            files.rename_noreplace(os.fspath(making), os.fspath(path))
+        except FileExistsError:
+            self._trash.discard(making)
+            raise Conflict(f"snapshot {key} exists already") from None
+        except OSError as exc:
+            self._trash.discard(making)
+            raise Failed(f"cannot prepare snapshot {key}: {exc.strerror}") from exc
+
+    def _fill(self, directory: Path, below: list[Path]) -> None:
+        """Make `diff` and what else the driver needs in the new snapshot `directory`."""
+        raise NotImplementedError
+
+    def commit(self, key: str, chain: ChainID) -> None:
+        source, target = self.key_path(key), self.layer_path(chain)
+        parent = self.parent_of_key(key)
+        if not self.has(chain):
+            self._make_durable(key, source)
+            self._trace("rename")
+            try:
+                files.rename_noreplace(os.fspath(source), os.fspath(target))
+            except FileExistsError:
+                pass  # another pull of the same layer was faster
+            except OSError as exc:
+                raise Failed(f"cannot commit layer {chain}: {exc.strerror}") from exc
+            else:
+                self._trace("fsync directory")
+                files.fsync_directory(self._layers)
+                self._parents[chain] = parent
+                return
+        if self.parent(chain) != parent:
+            raise Corrupt(f"layer {chain} stands on {self.parent(chain)}, not on {parent}")
+        self.remove(key)
+
+    def _make_durable(self, key: str, source: Path) -> None:
+        try:
+            self._trace("strip")
+            self._strip(source)
+            self._trace("sync")
+            fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                files.syncfs(fd)  # a layer is thousands of files: one call for all of them
+            finally:
+                os.close(fd)
+        except OSError as exc:
+            raise Failed(f"cannot write layer {key} to disk: {exc.strerror}") from exc
+
+    def _strip(self, directory: Path) -> None:
+        """Remove what only a writable snapshot needs."""
+
+    def remove(self, key: str) -> None:
+        self._trash.discard(self.key_path(key))
+
+    def keys(self) -> Iterator[str]:
+        for name in os.listdir(self._rw):
+            if _KEY.match(name):
+                yield name
+
+    def usage(self, name: str | ChainID) -> Usage:
+        path = self.layer_path(ChainID(digest.parse(name))) if name.startswith("sha256:") else self.key_path(name)
+        try:
+            return measure(path / "diff")
+        except FileNotFoundError:
+            raise NotFound(f"no such snapshot or layer: {name}") from None
+
+    # The store
+
+    def recover(self) -> None:
+        for path in self._rw.iterdir():
+            if path.name.startswith("."):
+                self._trash.discard(path)
+        self._trash.recover()
+
+    def close(self) -> None:
+        self._trash.drain()
+
+
+def _chain(text: str, of: str) -> ChainID | None:
+    if not text:
+        return None
+    if not digest.is_digest(text):
+        raise Corrupt(f"the parent of {of} on disk is no chain id: {text[:100]!r}")
+    return ChainID(digest.parse(text))
+
+
+def copy_root_attributes(source: Path, target: Path) -> None:
+    """Give a new `diff` the owner, mode and times of the root directory below it: overlay shows the top one's."""
+    found = source.stat()
+    os.chown(target, found.st_uid, found.st_gid)
+    os.chmod(target, found.st_mode & 0o7777)
+    os.utime(target, ns=(found.st_atime_ns, found.st_mtime_ns))
