@@ -36,6 +36,25 @@ async def settle(func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     return future.result()
 
 
+async def finish(work: Coroutine[object, object, T]) -> T:
+    """Run `work` to its end even when the caller is cancelled meanwhile: for changes that must not stop half-way."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as exc:
+            if task.cancelled():
+                raise
+            cancelled = exc
+        except BaseException:
+            break  # the work's own exception: raised from result() below
+    if cancelled is not None:
+        task.exception()  # retrieved, so that it is not reported as never looked at
+        raise cancelled
+    return task.result()
+
+
 class KeyedLock:
     """One `asyncio.Lock` per key, made on demand and forgotten when nobody holds or awaits it."""
 

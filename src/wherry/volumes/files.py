@@ -1,0 +1,192 @@
+"""What happens to volumes' directories on disk; see volumes.py for the tree. Blocking."""
+
+import errno
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from wherry import ids
+from wherry.errors import Conflict, InvalidParameter
+from wherry.kernel.files import openat2, rename_noreplace
+from wherry.kernel.mount import Mount, open_detached
+from wherry.volumes.copy_up import copy_attributes, copy_tree
+from wherry.volumes.record import Volume
+
+log = logging.getLogger(__name__)
+
+REMOVING = ".removing-"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+
+def make(root: Path, name: str) -> None:
+    """The directories of a new volume. Only root may look below `root`, whatever the modes inside a volume are."""
+    root.mkdir(mode=0o701, parents=True, exist_ok=True)
+    (root / name).mkdir(mode=0o701, exist_ok=True)
+    data = root / name / "_data"
+    data.mkdir(exist_ok=True)
+    data.chmod(0o755)
+
+
+def move_away(directory: Path, doomed: Path) -> None:
+    """Take a volume out of sight in one step. Raises Conflict when something is mounted in it: a delete would go on
+    into that mount and take what is not the volume's."""
+    inside = os.fsencode(str(directory)) + b"/"
+    with open("/proc/self/mountinfo", "rb") as table:
+        for line in table:
+            where = line.split()[4].replace(b"\\040", b" ")
+            if where.startswith(inside):
+                raise Conflict(f"remove {directory.name}: {os.fsdecode(where)} is a mount point: unmount it first")
+    with suppress(FileNotFoundError):  # no directory, nothing to keep
+        directory.rename(doomed)
+
+
+def delete(doomed: Path) -> None:
+    """Delete a directory that was moved away; what cannot be deleted is logged and tried again at the next start."""
+
+    def report(_: object, path: str, failure: tuple[type[BaseException], BaseException, object]) -> None:
+        if not isinstance(failure[1], FileNotFoundError):
+            log.warning("cannot delete %s of a removed volume: %s", path, failure[1])
+
+    shutil.rmtree(doomed, onerror=report)
+
+
+def tree_size(directory: Path) -> int:
+    """Bytes of all files below, those with several names counted once; what vanishes meanwhile is left out."""
+    total = 0
+    seen: set[tuple[int, int]] = set()
+    todo = [str(directory)]
+    while todo:
+        with suppress(OSError), os.scandir(todo.pop()) as entries:
+            for entry in entries:
+                info = entry.stat(follow_symlinks=False)
+                if stat.S_ISDIR(info.st_mode):
+                    todo.append(entry.path)
+                elif info.st_nlink == 1 or (info.st_dev, info.st_ino) not in seen:
+                    seen.add((info.st_dev, info.st_ino))
+                    total += info.st_size
+    return total
+
+
+def fill(data: Path, own: Path, rootfs: Sequence[Mount], destination: str) -> None:
+    """See Volumes.fill. The tree is read through a detached mount: no name in any namespace, gone with its fd."""
+    if os.listdir(data):
+        return
+    root = open_detached(rootfs)
+    try:
+        populate(data, own, root, destination)
+    finally:
+        os.close(root)
+
+
+def populate(data: Path, own: Path, rootfs: int, destination: str) -> None:
+    """Copy what `rootfs`, a directory fd, has at `destination` into the empty directory `data`.
+
+    `own` is the volume's own directory, where the copy is made first. Only a complete copy is moved into `data`, whose
+    inode stays the same: another container may have it mounted.
+    """
+    if os.listdir(data):
+        return
+    try:
+        source = openat2(rootfs, destination, os.O_PATH)  # as if `rootfs` were the root: no link leads out of it
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+            return
+        raise
+    try:
+        if not stat.S_ISDIR(os.fstat(source).st_mode):
+            raise InvalidParameter(f"cannot mount volume over existing file, file exists {destination}")
+        origin = os.open(".", _DIRECTORY, dir_fd=source)
+    finally:
+        os.close(source)
+    try:
+        _copy_in(origin, own, data)
+    finally:
+        os.close(origin)
+
+
+def _copy_in(origin: int, own: Path, data: Path) -> None:
+    copy, ready = own / "_copy", own / "_ready"
+    shutil.rmtree(copy, ignore_errors=True)
+    own.mkdir(mode=0o701, exist_ok=True)
+    copy.mkdir(mode=0o700)
+    try:
+        target = os.open(copy, _DIRECTORY | os.O_NOFOLLOW)
+        try:
+            copy_tree(origin, target)
+        finally:
+            os.close(target)
+    except BaseException:
+        shutil.rmtree(copy, ignore_errors=True)
+        raise
+    copy.rename(ready)
+    move_in(ready, data)
+
+
+def move_in(ready: Path, data: Path) -> None:
+    """Move a finished copy's entries into `data`, and its attributes; entries that exist are kept. Idempotent.
+
+    A rename within one filesystem: a volume that is a directory of the host may be on another one, so fall back to
+    a second copy.
+    """
+    source = os.open(ready, _DIRECTORY | os.O_NOFOLLOW)
+    try:
+        target = os.open(data, _DIRECTORY)
+        try:
+            if os.fstat(source).st_dev == os.fstat(target).st_dev:
+                for name in os.listdir(source):
+                    with suppress(FileExistsError):
+                        rename_noreplace(f"{ready}/{name}", f"{data}/{name}")
+                copy_attributes(source, target)
+            elif not os.listdir(target):
+                copy_tree(source, target)
+        finally:
+            os.close(target)
+    finally:
+        os.close(source)
+    shutil.rmtree(ready, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    adopt: Sequence[Volume]  # data that has no row
+    forget: Sequence[str]  # rows whose removal had begun
+
+
+def recover(root: Path, known: Mapping[str, Volume]) -> Recovered:
+    """Bring the directories in line with the rows `known`, and tell which rows to change."""
+    root.mkdir(mode=0o701, parents=True, exist_ok=True)
+    adopt: list[Volume] = []
+    forget: list[str] = []
+    for entry in sorted(root.iterdir()):
+        if entry.name.startswith(REMOVING):
+            name = entry.name.removeprefix(REMOVING).rpartition("-")[0]
+            if name in known and not (root / name).exists():
+                forget.append(name)
+            delete(entry)
+        elif entry.name not in known and ids.is_name(entry.name) and (entry / "_data").is_dir():
+            created = (entry / "_data").stat().st_ctime_ns
+            adopt.append(Volume(name=entry.name, created=created))
+            log.warning("volume %s has data and no record: adopted", entry.name)
+    for volume in [*known.values(), *adopt]:
+        if volume.name not in forget:
+            make_again(root, volume)
+    return Recovered(adopt, forget)
+
+
+def make_again(root: Path, volume: Volume) -> None:
+    """Complete what a crash left of one volume."""
+    own = root / volume.name
+    data = Path(volume.device) if volume.device else own / "_data"
+    try:
+        shutil.rmtree(own / "_copy", ignore_errors=True)
+        if not (own / "_data").is_dir():
+            make(root, volume.name)
+        if (own / "_ready").is_dir() and data.is_dir():
+            move_in(own / "_ready", data)
+    except OSError as exc:  # one broken volume must not keep the daemon from starting
+        log.error("volume %s cannot be recovered: %s", volume.name, exc)

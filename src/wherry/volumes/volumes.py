@@ -1,0 +1,304 @@
+"""Volumes: directories that outlive containers. One driver, `local`, with Docker's rules.
+
+    <root>/<name>/_data                    the volume: what is bound into containers
+    <root>/<name>/_copy                    image content on its way in, unfinished: garbage at start-up
+    <root>/<name>/_ready                   the same, finished: its entries are being moved to _data
+    <root>/.removing-<name>-<random>       being deleted
+
+The row in state table `volumes` comes first and goes last but for the files, so a volume that was acknowledged is never
+lost and one that was removed never comes back. A directory with `_data` and no row is adopted, never deleted: it holds
+somebody's data. `users` tells which containers use which volumes: a fact of a higher room.
+"""
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from wherry import ids
+from wherry.aio import KeyedLock, finish, settle
+from wherry.errors import Conflict, Failed, NotFound, WherryError
+from wherry.events import Event, Events
+from wherry.filters import NONE, Filters
+from wherry.kernel.mount import Mount
+from wherry.state import Delete, Insert, Put, State
+from wherry.volumes import files
+from wherry.volumes.record import (
+    ANONYMOUS,
+    DRIVER,
+    Volume,
+    check_driver,
+    check_name,
+    check_options,
+    decode,
+    encode,
+)
+
+log = logging.getLogger(__name__)
+
+_LIST_FILTERS = ("dangling", "name", "label", "driver")
+_PRUNE_FILTERS = ("label", "label!", "all")
+
+Users = Callable[[], Mapping[str, Sequence[str]]]  # volume name -> ids of the containers that use it
+
+
+def _nobody() -> Mapping[str, Sequence[str]]:
+    return {}
+
+
+class Volumes:
+    """All volumes of one data root. Used from the event loop; `start` once before anything else."""
+
+    def __init__(self, state: State, root: Path, events: Events, *, users: Users = _nobody) -> None:
+        """`root` is the directory of volumes, `<data root>/volumes`."""
+        self._state = state
+        self._root = root
+        self._events = events
+        self._users = users
+        self._locks = KeyedLock()
+        self._held: Counter[str] = Counter()
+        self._by_name = {name: decode(raw) for name, raw in state.rows("volumes").items()}
+
+    async def start(self) -> None:
+        """Finish or undo what a crash interrupted; idempotent."""
+        found = await settle(files.recover, self._root, dict(self._by_name))
+        changes = [Put("volumes", volume.name, encode(volume)) for volume in found.adopt]
+        await settle(self._state.write, *changes, *(Delete("volumes", name) for name in found.forget))
+        self._by_name.update((volume.name, volume) for volume in found.adopt)
+        for name in found.forget:
+            del self._by_name[name]
+
+    # What containers ask
+
+    def get(self, name: str) -> Volume:
+        """Raises NotFound."""
+        if (volume := self._by_name.get(name)) is None:
+            raise NotFound(f"get {name}: no such volume")
+        return volume
+
+    def path(self, name: str) -> Path:
+        """The host directory to bind into a container; raises NotFound."""
+        volume = self.get(name)
+        return Path(volume.device) if volume.device else self._data(name)
+
+    def check_ready(self, name: str) -> None:
+        """Raise Failed when the volume's directory is not there (the device of a bind volume); NotFound."""
+        path = self.path(name)
+        if not path.is_dir():
+            raise Failed(
+                f"error while mounting volume '{self._data(name)}': failed to mount local volume: "
+                f"mount {path}:{self._data(name)}, flags: 0x1000: no such file or directory"
+            )
+
+    @contextmanager
+    def hold(self, *names: str) -> Iterator[None]:
+        """Keep volumes from being removed while a container that will use them is still being created."""
+        self._held.update(names)
+        try:
+            yield
+        finally:
+            self._held.subtract(names)
+            self._held += Counter()  # drops the zeros
+
+    async def ensure(
+        self,
+        name: str,
+        *,
+        driver: str = "",
+        options: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        anonymous: bool = False,
+    ) -> Path:
+        """Make the volume if it does not exist, and return the host directory to bind into a container.
+
+        An existing volume is taken as it is, whatever options and labels were asked for, as in Docker. Raises
+        InvalidParameter, NotFound (no such driver), NotSupported (options that this engine cannot honour), Failed (the
+        host directory that the volume shows is missing).
+        """
+        if anonymous:
+            labels = {**(labels or {}), ANONYMOUS: ""}
+        volume = await self._ensure(name, driver, options, labels)
+        self.check_ready(volume.name)
+        return self.path(volume.name)
+
+    async def _ensure(
+        self, name: str, driver: str, options: Mapping[str, str] | None, labels: Mapping[str, str] | None
+    ) -> Volume:
+        check_name(name)
+        check_driver(name, driver)
+        async with self._locks(name):
+            if (found := self._by_name.get(name)) is not None:
+                return found
+            check_options(name, options or {})
+            volume = Volume(name=name, created=time.time_ns(), labels=labels, options=options or None)
+            await finish(self._make(volume))
+        self._publish("create", name, driver=DRIVER)
+        return volume
+
+    async def fill(self, name: str, rootfs: Sequence[Mount], destination: str) -> None:
+        """Give an empty volume what the tree made of the mounts `rootfs` (an image's) has at `destination`.
+
+        Owner, mode and times as well as the content. Nothing happens when the volume holds anything already or the tree
+        has no such path. Raises InvalidParameter when the path is a file, Failed when a copy fails; the volume then is
+        as it was.
+        """
+        path = self.path(name)
+        async with self._locks(name):
+            try:
+                await settle(files.fill, path, self._root / name, rootfs, destination)
+            except OSError as exc:
+                raise Failed(f"failed to copy image content at {destination} into volume {name}: {exc}") from exc
+
+    async def discard(self, name: str) -> None:
+        """Delete the volume of a container that goes; the caller knows that nobody else uses it. Idempotent."""
+        async with self._locks(name):
+            if name not in self._by_name:
+                return
+            await finish(self._unmake(name))
+        self._publish("destroy", name, driver=DRIVER)
+
+    def mounted(self, name: str, container: str, *, destination: str, rw: bool, propagation: str = "") -> None:
+        """Tell that a container started with the volume."""
+        self._publish(
+            "mount",
+            name,
+            container=container,
+            destination=destination,
+            driver=DRIVER,
+            propagation=propagation,
+            **{"read/write": "true" if rw else "false"},
+        )
+
+    def unmounted(self, name: str, container: str) -> None:
+        self._publish("unmount", name, container=container, driver=DRIVER)
+
+    # What the API asks
+
+    async def create(
+        self,
+        name: str,
+        driver: str = "",
+        options: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> dict[str, object]:
+        """As `ensure`, answering with the document of `inspect`; "" makes an anonymous volume."""
+        if not name:
+            name, labels = ids.generate(), {**(labels or {}), ANONYMOUS: ""}
+        return self._document(await self._ensure(name, driver, options, labels))
+
+    def inspect(self, name: str) -> dict[str, object]:
+        """Docker's Volume document; raises NotFound."""
+        return self._document(self.get(name))
+
+    def list(self, filters: Filters = NONE) -> dict[str, object]:
+        """Docker's VolumeListResponse; raises InvalidParameter for a filter it does not know."""
+        filters.check(_LIST_FILTERS)
+        dangling = filters.boolean("dangling", default=False) if "dangling" in filters else None
+        used = self._users() if dangling is not None else {}
+        return {
+            "Volumes": [
+                self._document(volume)
+                for volume in self._by_name.values()
+                if filters.pattern("name", volume.name)
+                and filters.exact("driver", volume.driver)
+                and filters.labels(volume.labels)
+                and (dangling is None or dangling == (not used.get(volume.name)))
+            ],
+            "Warnings": None,
+        }
+
+    async def remove(self, name: str, force: bool = False) -> None:
+        """Delete the volume and its data. With `force` a missing one is no error; one in use always is.
+
+        Raises NotFound, Conflict (in use), Failed.
+        """
+        if force and name not in self._by_name:
+            return
+        async with self._locks(name):
+            self.get(name)
+            users = sorted(self._users().get(name, ()))
+            if users or self._held[name]:
+                raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
+            await finish(self._unmake(name))
+        self._publish("destroy", name, driver=DRIVER)
+
+    async def prune(self, filters: Filters = NONE) -> dict[str, object]:
+        """Delete volumes that no container uses: the anonymous ones, and with `all=true` the named ones too."""
+        filters.check(_PRUNE_FILTERS)
+        everything = filters.boolean("all", default=False)
+        used = self._users()
+        deleted: list[str] = []
+        reclaimed = 0
+        for volume in list(self._by_name.values()):
+            wanted = filters.labels(volume.labels) and filters.without_labels(volume.labels)
+            if used.get(volume.name) or not wanted or not (everything or volume.anonymous):
+                continue
+            size = await self.size(volume.name)
+            try:
+                await self.remove(volume.name)
+            except WherryError as exc:
+                log.warning("volume %s is not pruned: %s", volume.name, exc)
+                continue
+            deleted.append(volume.name)
+            reclaimed += size
+        self._events.publish(Event(type="volume", action="prune", actor="", attributes={"reclaimed": str(reclaimed)}))
+        return {"VolumesDeleted": deleted, "SpaceReclaimed": reclaimed}
+
+    async def size(self, name: str) -> int:
+        """Bytes in the volume's own directory; 0 for one that shows a directory of the host."""
+        return 0 if self.get(name).device else await settle(files.tree_size, self._data(name))
+
+    async def disk_usage(self) -> Sequence[dict[str, object]]:
+        """The documents of all volumes with `UsageData`, for `system df`."""
+        used = self._users()
+        found: list[dict[str, object]] = []
+        for volume in list(self._by_name.values()):
+            usage = {"RefCount": len(used.get(volume.name, ())), "Size": await self.size(volume.name)}
+            found.append({**self._document(volume), "UsageData": usage})
+        return found
+
+    # How
+
+    def _data(self, name: str) -> Path:
+        return self._root / name / "_data"
+
+    async def _make(self, volume: Volume) -> None:
+        await settle(self._state.write, Insert("volumes", volume.name, encode(volume)))
+        try:
+            await settle(files.make, self._root, volume.name)
+        except OSError as exc:
+            await settle(self._state.write, Delete("volumes", volume.name))
+            raise Failed(f"create {volume.name}: {exc.strerror}: {exc.filename}") from exc
+        self._by_name[volume.name] = volume
+
+    async def _unmake(self, name: str) -> None:
+        """Out of sight first (one rename), then the row, then the files."""
+        doomed = self._root / f"{files.REMOVING}{name}-{os.urandom(6).hex()}"
+        try:
+            await settle(files.move_away, self._root / name, doomed)
+        except OSError as exc:
+            raise Failed(f"remove {name}: {exc.strerror}: {exc.filename}") from exc
+        try:
+            await settle(self._state.write, Delete("volumes", name))
+        except BaseException:  # undone, and raised again
+            await settle(doomed.rename, self._root / name)
+            raise
+        del self._by_name[name]
+        await settle(files.delete, doomed)
+
+    def _document(self, volume: Volume) -> dict[str, object]:
+        return {
+            "CreatedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(volume.created // 10**9)),
+            "Driver": volume.driver,
+            "Labels": volume.labels,
+            "Mountpoint": str(self._data(volume.name)),
+            "Name": volume.name,
+            "Options": volume.options,
+            "Scope": "local",
+        }
+
+    def _publish(self, action: str, name: str, **attributes: str) -> None:
+        self._events.publish(Event(type="volume", action=action, actor=name, attributes=attributes))
