@@ -298,6 +298,15 @@ class ExecStart(Document, frozen=True, kw_only=True):
     console_size: list[int] | None = None
 
 
+class CreateVolume(Document, frozen=True, kw_only=True):
+    """Body of `POST /volumes/create`."""
+
+    name: str = ""
+    driver: str = ""
+    driver_opts: dict[str, str] | None = None
+    labels: dict[str, str] | None = None
+
+
 T = TypeVar("T", bound=Document)
 
 
