@@ -1,0 +1,89 @@
+"""TLS that can half-close.
+
+`ssl.SSLSocket.unwrap` waits for the peer's goodbye, so `exec -i` could never say "no more input" and go on reading.
+An SSLObject over memory buffers can: its `unwrap` queues our close_notify and reading goes on.
+"""
+
+from __future__ import annotations
+
+import ssl
+
+from wherry.client.http import RECEIVE, Stream
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+
+    from wherry.client.endpoint import TLSFiles
+
+
+def make_context(files: TLSFiles) -> ssl.SSLContext:
+    """Verify the server unless told not to; present a certificate when there is one."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if files.verify:
+        if files.ca is not None:
+            context.load_verify_locations(files.ca)
+        else:
+            context.load_default_certs()
+    else:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    if files.cert is not None and files.key is not None:
+        context.load_cert_chain(files.cert, files.key)
+    return context
+
+
+class TLSStream(Stream):
+    __slots__ = ("_incoming", "_outgoing", "_tls")
+
+    def __init__(self, sock: _socket.socket, files: TLSFiles, host: str) -> None:
+        super().__init__(sock)
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._tls = make_context(files).wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        while True:
+            try:
+                self._tls.do_handshake()
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._fill()
+                continue
+            self._flush()
+            return
+
+    def _flush(self) -> None:
+        if data := self._outgoing.read():
+            self.socket.sendall(data)
+
+    def _fill(self) -> None:
+        if data := self.socket.recv(RECEIVE):
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+    def pending(self) -> bool:
+        return self._tls.pending() > 0 or self._incoming.pending > 0
+
+    def recv(self, size: int = RECEIVE) -> bytes:
+        while True:
+            try:
+                return self._tls.read(size)
+            except ssl.SSLWantReadError:
+                self._flush()
+                self._fill()
+            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                return b""
+
+    def send(self, data: bytes | bytearray | memoryview) -> None:
+        view = memoryview(data)
+        while view:
+            sent = self._tls.write(view[:RECEIVE])
+            self._flush()
+            view = view[sent:]
+
+    def close_write(self) -> None:
+        try:
+            self._tls.unwrap()
+        except ssl.SSLError:
+            pass  # wants the peer's close_notify, which comes when it has said everything
+        self._flush()
