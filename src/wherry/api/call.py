@@ -89,7 +89,7 @@ class Call:
     def filters(self) -> filters.Filters:
         return filters.parse(self.text("filters"))
 
-    def since(self, *version: int) -> bool:
+    def speaks(self, *version: int) -> bool:
         """The client speaks this API version or a newer one."""
         return self.version >= version
 

@@ -10,6 +10,7 @@
 import asyncio
 import logging
 import re
+from collections.abc import Mapping
 
 import msgspec
 from aiohttp import StreamReader, web
@@ -28,9 +29,16 @@ log = logging.getLogger(__name__)
 
 
 class Connection(RequestHandler):
-    __slots__ = ("_body_left", "_early", "_ended", "_last_payload", "_watched")
+    __slots__ = ("_body_left", "_early", "_ended", "_headers", "_last_payload", "_watched")
 
-    def __init__(self, manager: HTTPServer, *, loop: asyncio.AbstractEventLoop, keepalive_timeout: float) -> None:
+    def __init__(
+        self,
+        manager: HTTPServer,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        keepalive_timeout: float,
+        headers: Mapping[str, str],
+    ) -> None:
         super().__init__(
             manager,
             loop=loop,
@@ -43,6 +51,7 @@ class Connection(RequestHandler):
             read_bufsize=256 << 10,
             auto_decompress=False,
         )
+        self._headers = headers  # of every answer
         self._watched = False
         self._ended = False  # the client has ended its sending
         self._early: bytearray | None = None  # held back, once an upgrade's request is complete
@@ -118,7 +127,7 @@ class Connection(RequestHandler):
             raise ConnectionResetError("an answer has begun already")
         words = " ".join((message or str(exc) or "bad request").split())
         body = msgspec.json.encode({"message": words[:500]}) + b"\n"
-        response = web.Response(body=body, status=status, headers={"Content-Type": JSON})
+        response = web.Response(body=body, status=status, headers={**self._headers, "Content-Type": JSON})
         response.force_close()
         return response
 

@@ -44,7 +44,7 @@ class Server(HTTPServer):
         )
 
     def __call__(self) -> Connection:
-        return Connection(self, loop=self._loop, keepalive_timeout=self._idle)
+        return Connection(self, loop=self._loop, keepalive_timeout=self._idle, headers=self._headers)
 
     async def stop(self, grace: float) -> None:
         """End all connections: idle ones and endless answers at once, others within `grace` seconds."""

@@ -1,0 +1,177 @@
+"""/containers: life and looks of containers. Sessions (attach, exec, logs, wait) are in `sessions.py`."""
+
+from aiohttp import web
+
+from wherry.aio import finish
+from wherry.api.call import Call
+from wherry.api.missing import not_yet
+from wherry.api.router import Router
+from wherry.containers import commit as committing
+from wherry.containers import create as creating
+from wherry.containers import inspect as inspecting
+from wherry.containers import listing
+from wherry.containers import pause as pausing
+from wherry.containers import prune as pruning
+from wherry.containers import remove as removing
+from wherry.containers import rename as renaming
+from wherry.containers import resize as resizing
+from wherry.containers import restart as restarting
+from wherry.containers import start as starting
+from wherry.containers import stop as stopping
+from wherry.containers import top as topping
+from wherry.errors import InvalidParameter
+from wherry.spec import engine
+
+_LARGEST = 2**32 - 1  # of a terminal's height and width on the wire
+
+
+def add(router: Router) -> None:
+    router.add("GET", "/containers/json", list_)
+    router.add("POST", "/containers/create", create)
+    router.add("POST", "/containers/prune", prune)
+    router.add("GET", "/containers/{name}/json", inspect)
+    router.add("GET", "/containers/{name}/top", top)
+    router.add("POST", "/containers/{name}/start", start)
+    router.add("POST", "/containers/{name}/stop", stop)
+    router.add("POST", "/containers/{name}/restart", restart)
+    router.add("POST", "/containers/{name}/kill", kill)
+    router.add("POST", "/containers/{name}/pause", pause)
+    router.add("POST", "/containers/{name}/unpause", unpause)
+    router.add("POST", "/containers/{name}/rename", rename)
+    router.add("POST", "/containers/{name}/resize", resize)
+    router.add("POST", "/containers/{name}/update", not_yet("changing the limits of an existing container"))
+    router.add("DELETE", "/containers/{name}", remove)
+    router.add("POST", "/commit", commit)
+
+
+async def list_(call: Call) -> web.StreamResponse:
+    found = await listing.list_containers(
+        call.services.containers,
+        all=call.flag("all"),
+        limit=call.number("limit") or 0,
+        size=call.flag("size"),
+        filters=call.filters(),
+    )
+    return call.reply(found)
+
+
+async def create(call: Call) -> web.StreamResponse:
+    raw = await call.json()
+    if not raw.strip():
+        raise InvalidParameter("invalid JSON: got EOF while reading request body")
+    body = engine.decode(engine.CreateContainer, raw)
+    created = await creating.create(
+        call.services.containers, body, name=call.text("name") or None, platform=call.text("platform") or None
+    )
+    return call.reply({"Id": created.id, "Warnings": list(created.warnings)}, 201)
+
+
+async def inspect(call: Call) -> web.StreamResponse:
+    return call.reply(await inspecting.inspect(call.services.containers, call["name"], size=call.flag("size")))
+
+
+async def top(call: Call) -> web.StreamResponse:
+    return call.reply(await topping.top(call.services.containers, call["name"], ps_args=call.text("ps_args")))
+
+
+async def start(call: Call) -> web.StreamResponse:
+    if (call.request.content_length or 0) > 2:  # "{}" has always been let through
+        raise InvalidParameter(
+            "starting container with non-empty request body was deprecated since API v1.22 and removed in v1.24"
+        )
+    await finish(starting.start(call.services.containers, call["name"]))
+    return call.empty()
+
+
+async def stop(call: Call) -> web.StreamResponse:
+    await finish(
+        stopping.stop(
+            call.services.containers, call["name"], signal=call.text("signal") or None, timeout=call.number("t")
+        )
+    )
+    return call.empty()
+
+
+async def restart(call: Call) -> web.StreamResponse:
+    await finish(
+        restarting.restart(
+            call.services.containers, call["name"], signal=call.text("signal") or None, timeout=call.number("t")
+        )
+    )
+    return call.empty()
+
+
+async def kill(call: Call) -> web.StreamResponse:
+    await finish(stopping.kill(call.services.containers, call["name"], signal=call.text("signal") or None))
+    return call.empty()
+
+
+async def pause(call: Call) -> web.StreamResponse:
+    await finish(pausing.pause(call.services.containers, call["name"]))
+    return call.empty()
+
+
+async def unpause(call: Call) -> web.StreamResponse:
+    await finish(pausing.unpause(call.services.containers, call["name"]))
+    return call.empty()
+
+
+async def rename(call: Call) -> web.StreamResponse:
+    await finish(renaming.rename(call.services.containers, call["name"], call.text("name")))
+    return call.empty()
+
+
+async def resize(call: Call) -> web.StreamResponse:
+    height, width = window(call)
+    await resizing.resize(call.services.containers, call["name"], height=height, width=width)
+    return call.empty(200)
+
+
+async def remove(call: Call) -> web.StreamResponse:
+    await finish(
+        removing.remove(
+            call.services.containers,
+            call["name"],
+            force=call.flag("force"),
+            volumes=call.flag("v"),
+            link=call.flag("link"),
+        )
+    )
+    return call.empty()
+
+
+async def prune(call: Call) -> web.StreamResponse:
+    return call.reply(await finish(pruning.prune(call.services.containers, call.filters())))
+
+
+async def commit(call: Call) -> web.StreamResponse:
+    config = await call.document(engine.ContainerConfig)
+    image = await finish(
+        committing.commit(
+            call.services.containers,
+            call.text("container"),
+            repo=call.text("repo"),
+            tag=call.text("tag"),
+            comment=call.text("comment"),
+            author=call.text("author"),
+            changes=call.texts("changes"),
+            pause=call.flag("pause", default=True),
+            config=config,
+        )
+    )
+    return call.reply({"Id": image}, 201)
+
+
+def window(call: Call) -> tuple[int, int]:
+    """`h` and `w`, in Docker's words when they are wrong."""
+    return _size(call, "h", "height"), _size(call, "w", "width")
+
+
+def _size(call: Call, name: str, word: str) -> int:
+    value = call.text(name)
+    digits = value.removeprefix("-")
+    if not (digits.isascii() and digits.isdecimal()):
+        raise InvalidParameter(f'invalid resize {word} "{value}": invalid syntax')
+    if len(digits) > 10 or int(digits) > _LARGEST or (digits != value and int(digits)):
+        raise InvalidParameter(f'invalid resize {word} "{value}": value out of range')
+    return int(digits)
