@@ -38,6 +38,9 @@ class Deps:
             attributes["name"] = name
         self.events.publish(Event(type="image", action=action, actor=actor or name, attributes=attributes))
 
+    def announce_prune(self, freed: int) -> None:
+        self.events.publish(Event(type="image", action="prune", actor="", attributes={"reclaimed": str(freed)}))
+
 
 def build(
     *,

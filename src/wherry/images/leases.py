@@ -7,8 +7,8 @@ garbage to look for.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import msgspec
 
@@ -56,6 +56,16 @@ class Leases:
             except Exception:
                 log.exception("lease %s of %s stays until the next start", key, purpose)
 
+    @contextmanager
+    def pin(self) -> Iterator[Lease]:
+        """A lease without a row, for work that leaves no garbage when the daemon dies in it."""
+        key = ids.generate()
+        lease = self._open[key] = Lease(self.guard)
+        try:
+            yield lease
+        finally:
+            del self._open[key]
+
     def protected(self) -> tuple[set[Digest], set[ChainID]]:
         """The union of all leases."""
         digests: set[Digest] = set()
@@ -71,4 +81,5 @@ class Leases:
 
     def forget(self, keys: Iterable[str]) -> None:
         """Drop rows of the dead (blocking)."""
-        self._state.write(*(Delete("leases", key) for key in keys))
+        if changes := [Delete("leases", key) for key in keys]:
+            self._state.write(*changes)

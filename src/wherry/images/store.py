@@ -33,6 +33,7 @@ class ImageStore:
         """Load all rows (blocking). An image whose config is gone or damaged is left out, with a word in the log."""
         self._state = state
         self._lock = asyncio.Lock()
+        self.complete = True  # every row could be read
         self._images: dict[ImageID, Image] = {}
         self._tags: dict[str, ImageID] = {}
         for key, raw in state.rows("images").items():
@@ -40,6 +41,7 @@ class ImageStore:
                 self._images[ImageID(key)] = _load(content, ImageID(key), decode(raw))
             except (WherryError, msgspec.MsgspecError, OSError) as exc:
                 log.error("image %s cannot be used and is left out: %s", key, exc)
+                self.complete = False
         for name, raw in state.rows("tags").items():
             image_id = msgspec.json.decode(raw, type=TagRow).id
             if image_id in self._images:

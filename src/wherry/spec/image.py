@@ -224,7 +224,7 @@ def decode_manifest(raw: bytes, media_type: str = "") -> Manifest | Index:
     return manifest
 
 
-def media_type_of(raw: bytes, document: Manifest | Index, said: str = "") -> str:
+def media_type_of(document: Manifest | Index, said: str = "") -> str:
     """The media type of a decoded manifest: its own word, else the sender's, else OCI's for its shape."""
     if document.media_type:
         return document.media_type

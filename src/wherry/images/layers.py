@@ -1,0 +1,144 @@
+"""Layers: from a blob in the content store to a committed snapshot.
+
+Each layer is kept twice on purpose: unpacked, to be mounted, and as the blob it came as, so that save and push send
+the very bytes, and with them the digests, that were pulled. Packing anew would give the same files another name.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable
+
+from wherry.aio import settle
+from wherry.digest import ChainID, DiffID, Digest, extend_chain, hex_part
+from wherry.errors import Corrupt, NotSupported
+from wherry.images.deps import Deps
+from wherry.images.garbage import EXTRACTION
+from wherry.images.leases import Lease
+from wherry.images.record import Layer
+from wherry.spec.image import (
+    DOCKER_LAYER,
+    DOCKER_LAYER_GZIP,
+    DOCKER_LAYER_ZSTD,
+    OCI_LAYER,
+    OCI_LAYER_FOREIGN,
+    OCI_LAYER_GZIP,
+    OCI_LAYER_ZSTD,
+    Descriptor,
+)
+from wherry.storage.diff import apply_layer
+
+KNOWN_TYPES = frozenset(
+    {
+        OCI_LAYER,
+        OCI_LAYER_GZIP,
+        OCI_LAYER_ZSTD,
+        OCI_LAYER_FOREIGN,
+        f"{OCI_LAYER_FOREIGN}+gzip",
+        f"{OCI_LAYER_FOREIGN}+zstd",
+        DOCKER_LAYER,
+        DOCKER_LAYER_GZIP,
+        DOCKER_LAYER_ZSTD,
+        "application/vnd.docker.image.rootfs.foreign.diff.tar",
+        "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+    }
+)
+
+LOOK = 0.2  # seconds between two looks at how far an extraction is
+
+
+def check_type(descriptor: Descriptor) -> None:
+    """Raise NotSupported for what is no file system layer (an artifact, an encrypted layer)."""
+    if descriptor.media_type not in KNOWN_TYPES:
+        raise NotSupported(f"layer {descriptor.digest} has the unsupported media type {descriptor.media_type!r}")
+
+
+async def unpack(
+    deps: Deps,
+    lease: Lease,
+    blob: Descriptor,
+    *,
+    parent: ChainID | None,
+    diff_id: DiffID | None,
+    extracting: Callable[[int], None] | None = None,
+) -> Layer:
+    """Make the layer of `blob` (which is held) on `parent` (which is committed), unless it is there already.
+
+    `diff_id` is what the image's config says; None for a layer of our own making whose name is not known yet.
+    `extracting` gets the bytes of the blob read so far. Raises Corrupt when the content is not what the config says.
+    """
+    if diff_id is None:
+        return await _extract(deps, lease, blob, parent, None, extracting)
+    chain = extend_chain(parent, diff_id)
+    await lease.protect(chains=[chain])
+    async with deps.locks(("chain", chain)):  # the same layer twice at once is done once
+        if await settle(deps.snapshots.has, chain):
+            return _layer(blob, chain, diff_id, await unpacked_size(deps, chain))
+        return await _extract(deps, lease, blob, parent, diff_id, extracting)
+
+
+async def _extract(
+    deps: Deps,
+    lease: Lease,
+    blob: Descriptor,
+    parent: ChainID | None,
+    diff_id: DiffID | None,
+    extracting: Callable[[int], None] | None,
+) -> Layer:
+    key = f"{EXTRACTION}{os.urandom(16).hex()}"
+    async with deps.extractions:
+        try:
+            await settle(deps.snapshots.prepare, key, parent)
+            found, size = await _apply(deps, key, blob, extracting)
+            if diff_id is not None and found != diff_id:
+                raise Corrupt(
+                    f"layer {blob.digest} does not match the image's configuration: its content is {found}, "
+                    f"the configuration says {diff_id}"
+                )
+            chain = extend_chain(parent, found)
+            await lease.protect(chains=[chain])
+            await settle(deps.snapshots.commit, key, chain)
+        except BaseException:
+            await settle(deps.snapshots.remove, key)
+            raise
+    return _layer(blob, chain, found, size)
+
+
+async def _apply(
+    deps: Deps, key: str, blob: Descriptor, extracting: Callable[[int], None] | None
+) -> tuple[DiffID, int]:
+    upper = deps.snapshots.upper(key)
+    with deps.content.open(blob.digest) as file:
+        watch = asyncio.create_task(_watch(file.fileno(), extracting)) if extracting else None
+        try:
+            applied = await settle(apply_layer, file, snapshot=upper, media_type=blob.media_type)
+        finally:
+            if watch:
+                watch.cancel()
+    return applied.diff_id, applied.size
+
+
+async def _watch(fd: int, extracting: Callable[[int], None]) -> None:
+    """The extracting child shares our open file, and with it the offset."""
+    while True:
+        extracting(os.lseek(fd, 0, os.SEEK_CUR))
+        await asyncio.sleep(LOOK)
+
+
+def _layer(blob: Descriptor, chain: ChainID, diff_id: DiffID, size: int) -> Layer:
+    return Layer(
+        chain=chain, diff_id=diff_id, digest=blob.digest, media_type=blob.media_type, size=blob.size, unpacked=size
+    )
+
+
+async def unpacked_size(deps: Deps, chain: ChainID) -> int:
+    """Bytes of the files in a committed layer: known from an image that has it, else counted."""
+    for image in deps.store.all():
+        for layer in image.layers:
+            if layer.chain == chain:
+                return layer.unpacked
+    return (await settle(deps.snapshots.usage, chain)).bytes
+
+
+def short(digest: Digest) -> str:
+    """As layers are called on a client's screen."""
+    return hex_part(digest)[:12]
