@@ -1,0 +1,369 @@
+"""rtnetlink: links, addresses, routes and bridge ports, without a process or a library.
+
+A `Message` is a request that knows in words what it wants; `Netlink.transact` sends a batch by one system call and
+collects one acknowledgement for each. The kernel does not undo the earlier messages of a batch when a later one fails:
+the caller undoes. A socket belongs to the network namespace of the thread that made it, wherever it is used later.
+Blocking in name only: the kernel has answered when `send` returns.
+"""
+
+import ipaddress
+import os
+import socket
+import struct
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+NETLINK_ROUTE = 0
+NETLINK_NETFILTER = 12
+
+F_REQUEST, F_ACK, F_EXCL, F_CREATE, F_REPLACE = 0x1, 0x4, 0x200, 0x400, 0x100
+F_DUMP = 0x300
+F_DUMP_INTERRUPTED = 0x10
+F_CAPPED, F_ACK_TLVS = 0x100, 0x200  # in answers of type NLMSG_ERROR
+NLMSG_ERROR, NLMSG_DONE = 2, 3
+NLA_F_NESTED = 0x8000
+NLA_TYPE_MASK = 0x3FFF
+
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_GETROUTE = 24, 26
+RTM_NEWNEIGH = 28
+
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_NET_NS_FD = 1, 3, 4, 10, 18, 28
+INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
+VETH_INFO_PEER = 1
+BRPORT_MODE, BRPORT_ISOLATED = 4, 33
+IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
+NDA_LLADDR = 2
+IFF_UP = 1
+RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 3, 0, 1
+AF_BRIDGE, NUD_NOARP, NTF_MASTER = 7, 0x40, 0x04
+SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
+ERROR_MESSAGE = 1  # NLMSGERR_ATTR_MSG: the kernel's own words
+
+BATCH = 100  # messages a send: beyond some hundreds the acknowledgements overflow the receive buffer
+RECEIVE = 1 << 17  # bytes a recv; the kernel's dumps come in pieces of at most 32 KiB
+DUMP_ATTEMPTS = 5  # a dump is repeated when the tables changed under it
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    type: int
+    flags: int  # beyond F_REQUEST
+    body: bytes
+    what: str  # "add address 172.17.0.1/16 to wherry0": the beginning of the error's text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    index: int
+    name: str
+    kind: str  # "bridge", "veth", ...; "" for hardware
+    mac: str
+    mtu: int
+    master: int  # index of the bridge this is a port of; 0 = none
+    up: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Address:
+    index: int  # of the link
+    interface: ipaddress.IPv4Interface
+
+
+def attribute(kind: int, data: bytes) -> bytes:
+    """One type-length-value, padded to four bytes."""
+    return struct.pack("=HH", 4 + len(data), kind) + data + bytes(-len(data) % 4)
+
+
+def nested(kind: int, *parts: bytes) -> bytes:
+    return attribute(kind | NLA_F_NESTED, b"".join(parts))
+
+
+def attributes(data: bytes | memoryview) -> Mapping[int, bytes]:
+    """Decode a run of attributes: type to payload; the last of a kind wins. Stops at the first that is cut short."""
+    found: dict[int, bytes] = {}
+    position = 0
+    while position + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, position)
+        if length < 4 or position + length > len(data):
+            break
+        found[kind & NLA_TYPE_MASK] = bytes(data[position + 4 : position + length])
+        position += (length + 3) & ~3
+    return found
+
+
+def string(text: str) -> bytes:
+    return os.fsencode(text) + b"\0"
+
+
+def encode(message: Message, sequence: int) -> bytes:
+    header = struct.pack("=IHHII", 16 + len(message.body), message.type, F_REQUEST | message.flags, sequence, 0)
+    return header + message.body + bytes(-len(message.body) % 4)
+
+
+def decode(data: bytes) -> Iterator[tuple[int, int, int, memoryview]]:
+    """Each message of a datagram: type, flags, sequence, body."""
+    view = memoryview(data)
+    position = 0
+    while position + 16 <= len(view):
+        length, kind, flags, sequence, _ = struct.unpack_from("=IHHII", view, position)
+        if length < 16 or position + length > len(view):
+            return
+        yield kind, flags, sequence, view[position + 16 : position + length]
+        position += (length + 3) & ~3
+
+
+def error_of(flags: int, body: memoryview) -> tuple[int, str]:
+    """errno (0 = acknowledged) and the kernel's own words, "" when it has none, of an NLMSG_ERROR."""
+    code, request_length = struct.unpack_from("=iI", body)
+    if not flags & F_ACK_TLVS:
+        return -code, ""
+    start = 20 if flags & F_CAPPED else 4 + ((request_length + 3) & ~3)
+    words = attributes(body[start:]).get(ERROR_MESSAGE, b"")
+    return -code, words.rstrip(b"\0").decode(errors="replace")
+
+
+def as_error(number: int, what: str, words: str = "") -> OSError:
+    text = os.strerror(number)
+    return OSError(number, f"cannot {what}: {text} ({words})" if words else f"cannot {what}: {text}")
+
+
+class Netlink:
+    """One netlink socket. Not for several threads at once."""
+
+    def __init__(self, protocol: int = NETLINK_ROUTE) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        try:
+            self._socket.bind((0, 0))
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+        except BaseException:
+            self._socket.close()
+            raise
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def send(self, messages: Sequence[Message]) -> range:
+        """Send as one datagram; the range of sequence numbers given to them."""
+        first = self._sequence + 1
+        self._sequence += len(messages)
+        numbers = range(first, self._sequence + 1)
+        self._socket.send(b"".join(encode(message, number) for message, number in zip(messages, numbers, strict=True)))
+        return numbers
+
+    def receive(self) -> Iterator[tuple[int, int, int, memoryview]]:
+        return decode(self._socket.recv(RECEIVE))
+
+    def transact(self, *messages: Message) -> None:
+        """Do all, in order. Raises the OSError of the first that failed, naming it; the others were tried as well."""
+        for start in range(0, len(messages), BATCH):
+            self._transact(messages[start : start + BATCH])
+
+    def _transact(self, messages: Sequence[Message]) -> None:
+        acknowledged = [Message(m.type, m.flags | F_ACK, m.body, m.what) for m in messages]
+        numbers = self.send(acknowledged)
+        waiting = set(numbers)
+        failures: dict[int, OSError] = {}
+        while waiting:
+            for kind, flags, sequence, body in self.receive():
+                if kind == NLMSG_ERROR and sequence in waiting:
+                    waiting.discard(sequence)
+                    number, words = error_of(flags, body)
+                    if number:
+                        failures[sequence] = as_error(number, messages[sequence - numbers.start].what, words)
+        if failures:
+            raise failures[min(failures)]
+
+    def get(self, message: Message) -> memoryview:
+        """The body of the one answer. Raises OSError."""
+        numbers = self.send([message])
+        while True:
+            for kind, flags, sequence, body in self.receive():
+                if sequence not in numbers:
+                    continue
+                if kind == NLMSG_ERROR:
+                    raise as_error(*_named(message.what, *error_of(flags, body)))
+                return body
+
+    def dump(self, message: Message) -> list[memoryview]:
+        """The bodies of all answers, in the kernel's order and consistent with each other. Raises OSError."""
+        for _ in range(DUMP_ATTEMPTS):
+            bodies, consistent = self._dump(message)
+            if consistent:
+                return bodies
+        return bodies  # somebody changes it all the time: the best that can be had
+
+    def _dump(self, message: Message) -> tuple[list[memoryview], bool]:
+        numbers = self.send([Message(message.type, message.flags | F_DUMP, message.body, message.what)])
+        bodies: list[memoryview] = []
+        consistent = True
+        while True:
+            for kind, flags, sequence, body in self.receive():
+                if sequence not in numbers:
+                    continue
+                consistent = consistent and not flags & F_DUMP_INTERRUPTED
+                if kind == NLMSG_ERROR:
+                    raise as_error(*_named(message.what, *error_of(flags, body)))
+                if kind == NLMSG_DONE:
+                    return bodies, consistent
+                bodies.append(body)
+
+
+def _named(what: str, number: int, words: str) -> tuple[int, str, str]:
+    return number, what, words
+
+
+def mac_bytes(mac: str) -> bytes:
+    return bytes.fromhex(mac.replace(":", ""))
+
+
+def _link(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
+    return struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, flags, change)
+
+
+def create_bridge(name: str, *, mac: str, mtu: int) -> Message:
+    """A bridge that is down. Its MAC is fixed: an inherited one changes with the ports, and peers' ARP entries rot."""
+    body = _link() + attribute(IFLA_IFNAME, string(name)) + attribute(IFLA_ADDRESS, mac_bytes(mac))
+    body += attribute(IFLA_MTU, struct.pack("=I", mtu)) + nested(IFLA_LINKINFO, attribute(INFO_KIND, string("bridge")))
+    return Message(RTM_NEWLINK, F_CREATE | F_EXCL, body, f"create bridge {name}")
+
+
+def create_veth(name: str, *, bridge: int, peer: str, peer_mac: str, netns: int, mtu: int) -> Message:
+    """A pair: `name` here, up and a port of link `bridge`; `peer` in the namespace of fd `netns`, down.
+
+    The peer cannot be created up: the other half does not exist yet (ENOTCONN).
+    """
+    peer_body = _link() + attribute(IFLA_IFNAME, string(peer)) + attribute(IFLA_ADDRESS, mac_bytes(peer_mac))
+    peer_body += attribute(IFLA_MTU, struct.pack("=I", mtu)) + attribute(IFLA_NET_NS_FD, struct.pack("=I", netns))
+    info = nested(
+        IFLA_LINKINFO, attribute(INFO_KIND, string("veth")), nested(INFO_DATA, nested(VETH_INFO_PEER, peer_body))
+    )
+    body = _link(flags=IFF_UP, change=IFF_UP) + attribute(IFLA_IFNAME, string(name))
+    body += attribute(IFLA_MTU, struct.pack("=I", mtu)) + attribute(IFLA_MASTER, struct.pack("=I", bridge)) + info
+    return Message(RTM_NEWLINK, F_CREATE | F_EXCL, body, f"create interface pair {name}")
+
+
+def set_port(name: str, *, isolated: bool) -> Message:
+    """Make bridge port `name` a hairpin, so that its owner reaches itself by a translated address of the host.
+
+    `isolated`: it reaches the bridge itself, but no other isolated port.
+    """
+    modes = attribute(BRPORT_MODE, b"\1") + attribute(BRPORT_ISOLATED, bytes([isolated]))
+    info = nested(IFLA_LINKINFO, attribute(INFO_SLAVE_KIND, string("bridge")), nested(INFO_SLAVE_DATA, modes))
+    return Message(RTM_NEWLINK, 0, _link() + attribute(IFLA_IFNAME, string(name)) + info, f"set up bridge port {name}")
+
+
+def set_up(index: int, name: str) -> Message:
+    return Message(RTM_NEWLINK, 0, _link(index, IFF_UP, IFF_UP), f"set interface {name} up")
+
+
+def set_mtu(index: int, name: str, mtu: int) -> Message:
+    body = _link(index) + attribute(IFLA_MTU, struct.pack("=I", mtu))
+    return Message(RTM_NEWLINK, 0, body, f"set the MTU of {name} to {mtu}")
+
+
+def delete_link(name: str) -> Message:
+    """Slow (15-22 ms of RCU grace periods, with the RTNL lock held): never on a request's path."""
+    return Message(RTM_DELLINK, 0, _link() + attribute(IFLA_IFNAME, string(name)), f"delete interface {name}")
+
+
+def _address(index: int, interface: ipaddress.IPv4Interface) -> bytes:
+    body = struct.pack("=BBBBI", socket.AF_INET, interface.network.prefixlen, 0, RT_SCOPE_UNIVERSE, index)
+    return body + attribute(IFA_LOCAL, interface.ip.packed) + attribute(IFA_ADDRESS, interface.ip.packed)
+
+
+def add_address(index: int, name: str, interface: ipaddress.IPv4Interface) -> Message:
+    """With the subnet's broadcast address, as Docker does. EEXIST when it is already there."""
+    body = _address(index, interface)
+    if interface.network.prefixlen < 31:
+        body += attribute(IFA_BROADCAST, interface.network.broadcast_address.packed)
+    return Message(RTM_NEWADDR, F_CREATE | F_EXCL, body, f"add address {interface} to {name}")
+
+
+def delete_address(index: int, name: str, interface: ipaddress.IPv4Interface) -> Message:
+    return Message(RTM_DELADDR, 0, _address(index, interface), f"delete address {interface} from {name}")
+
+
+def add_default_route(index: int, name: str, gateway: ipaddress.IPv4Address) -> Message:
+    route = (socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0)
+    body = struct.pack("=BBBBBBBBI", *route)
+    body += attribute(RTA_GATEWAY, gateway.packed) + attribute(RTA_OIF, struct.pack("=I", index))
+    return Message(RTM_NEWROUTE, F_CREATE | F_EXCL, body, f"add default route through {gateway} on {name}")
+
+
+def place_mac(index: int, name: str, mac: str) -> Message:
+    """Tell the bridge that `mac` lives behind port `name`, replacing what it learned about an earlier owner."""
+    body = struct.pack("=BxxxiHBB", AF_BRIDGE, index, NUD_NOARP, NTF_MASTER, 0)
+    body += attribute(NDA_LLADDR, mac_bytes(mac))
+    return Message(RTM_NEWNEIGH, F_CREATE | F_REPLACE, body, f"place {mac} at bridge port {name}")
+
+
+def _as_link(body: memoryview) -> Link:
+    _, _, index, flags, _ = struct.unpack_from("=BxHiII", body)
+    found = attributes(body[16:])
+    kind = attributes(found.get(IFLA_LINKINFO, b"")).get(INFO_KIND, b"")
+    return Link(
+        index=index,
+        name=os.fsdecode(found.get(IFLA_IFNAME, b"").rstrip(b"\0")),
+        kind=kind.rstrip(b"\0").decode(),
+        mac=found.get(IFLA_ADDRESS, b"").hex(":"),
+        mtu=int.from_bytes(found.get(IFLA_MTU, b"\0"), "little"),
+        master=int.from_bytes(found.get(IFLA_MASTER, b"\0"), "little"),
+        up=bool(flags & IFF_UP),
+    )
+
+
+def links(netlink: Netlink) -> list[Link]:
+    return [_as_link(body) for body in netlink.dump(Message(RTM_GETLINK, 0, _link(), "list interfaces"))]
+
+
+def find_link(netlink: Netlink, name: str) -> Link | None:
+    """The link of that name; None when there is none."""
+    body = _link() + attribute(IFLA_IFNAME, string(name))
+    try:
+        return _as_link(netlink.get(Message(RTM_GETLINK, 0, body, f"look up interface {name}")))
+    except OSError as exc:
+        if exc.errno == 19:  # ENODEV
+            return None
+        raise
+
+
+def addresses(netlink: Netlink) -> list[Address]:
+    """All IPv4 addresses."""
+    request = Message(RTM_GETADDR, 0, struct.pack("=BBBBI", socket.AF_INET, 0, 0, 0, 0), "list addresses")
+    result = []
+    for body in netlink.dump(request):
+        family, prefix, _, _, index = struct.unpack_from("=BBBBI", body)
+        found = attributes(body[8:])
+        packed = found.get(IFA_LOCAL) or found.get(IFA_ADDRESS)
+        if family == socket.AF_INET and packed:
+            result.append(Address(index=index, interface=ipaddress.IPv4Interface((packed, prefix))))
+    return result
+
+
+def routes(netlink: Netlink) -> list[tuple[ipaddress.IPv4Network, int]]:
+    """Destinations of the main table's IPv4 routes, and the link each leaves by (0 = several or none)."""
+    request = Message(RTM_GETROUTE, 0, struct.pack("=BBBBBBBBI", socket.AF_INET, *[0] * 8), "list routes")
+    result = []
+    for body in netlink.dump(request):
+        family, prefix, _, _, table, *_ = struct.unpack_from("=BBBBBBBBI", body)
+        found = attributes(body[12:])
+        if RTA_TABLE in found:
+            (table,) = struct.unpack("=I", found[RTA_TABLE])
+        if family != socket.AF_INET or table != RT_TABLE_MAIN:
+            continue
+        destination = ipaddress.IPv4Network((found.get(RTA_DST, bytes(4)), prefix), strict=False)
+        result.append((destination, int.from_bytes(found.get(RTA_OIF, b"\0"), "little")))
+    return result
