@@ -19,11 +19,11 @@ from wherry.containers.deps import Deps
 from wherry.containers.mounts import prepare_binds, resolve
 from wherry.containers.record import Container, MountPoint
 from wherry.containers.remove import discard
+from wherry.containers.sandbox import joined, request
 from wherry.containers.spec import check_security
 from wherry.errors import InvalidParameter
 from wherry.ids import ContainerID, generate, short
 from wherry.images.store import Image
-from wherry.network.ports import parse_ports
 from wherry.spec.engine import ContainerConfig, CreateContainer, HostConfig, LogConfig, words
 
 log = logging.getLogger(__name__)
@@ -53,15 +53,17 @@ async def create(deps: Deps, body: CreateContainer, *, name: str | None, platfor
     )
     container = _draft(deps, body, config, host, image, name)
     warnings = _check_all(deps, container)
-    async with AsyncExitStack() as undo:
-        undo.push_async_callback(_undo, deps, container)
-        await deps.store.add(container)
-        await settle(deps.snapshots.prepare, container.id, image.chain)
-        await settle(settings.directory(container).mkdir, mode=0o710, parents=True, exist_ok=True)
-        await _make_volumes(deps, container, image)
-        container.complete = True
-        await deps.store.save(container)
-        undo.pop_all()  # created: nothing to undo
+    volumes = [point.name for point in container.mounts if point.type == "volume"]
+    with deps.volumes.hold(*volumes):
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(_undo, deps, container)
+            await deps.store.add(container)
+            await settle(deps.snapshots.prepare, container.id, image.chain)
+            await settle(settings.directory(container).mkdir, mode=0o710, parents=True, exist_ok=True)
+            await _make_volumes(deps, container, image)
+            container.complete = True
+            await deps.store.save(container)
+            undo.pop_all()  # created: nothing to undo
     deps.publish(container, "create")
     return Created(container.id, warnings)
 
@@ -103,16 +105,18 @@ def _resolve_mounts(deps: Deps, config: ContainerConfig, host: HostConfig) -> tu
 def _check_all(deps: Deps, container: Container) -> list[str]:
     """The checks that need the whole picture; returns warnings for the user."""
     host = container.host_config
-    parse_ports(container.config.exposed_ports, host.port_bindings, host.publish_all_ports)
-    for mode, what in ((host.network_mode, "network"), (host.ipc_mode, "IPC"), (host.pid_mode, "PID")):
+    for mode, what in ((host.ipc_mode, "IPC"), (host.pid_mode, "PID")):
         if mode.startswith("container:"):
             deps.store.resolve(mode.removeprefix("container:"))
-        elif what != "network" and mode not in ("", "private", "shareable", "none", "host"):
+        elif mode not in ("", "private", "shareable", "none", "host"):
             raise InvalidParameter(f"invalid {what} mode: {mode}")
-    if not host.network_mode.startswith("container:"):
-        deps.networks.check(host.network_mode)
-    elif host.port_bindings or host.publish_all_ports:
-        raise InvalidParameter("conflicting options: port publishing and the container type network mode")
+    other = joined(container)
+    if other is None:
+        deps.networks.validate(request(container))
+    else:
+        deps.store.resolve(other)
+        if host.port_bindings or host.publish_all_ports:
+            raise InvalidParameter("conflicting options: port publishing and the container type network mode")
     for point in container.mounts:
         if point.must_exist:
             prepare_binds([point])

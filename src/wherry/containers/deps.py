@@ -25,6 +25,7 @@ class Settings:
     exec_root: Path
     runtimes: Mapping[str, RuntimeSpec]
     default_runtime: str
+    init_always: bool = False  # --init unless the request says otherwise
     init_path: str = ""  # host path of the program for --init; "" when there is none
     cgroup_parent: str = "/wherry"
     log_driver: str = "json-file"

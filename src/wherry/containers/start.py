@@ -12,12 +12,12 @@ from wherry.containers.files import write_network_files
 from wherry.containers.live import Live
 from wherry.containers.mounts import prepare_binds
 from wherry.containers.record import Container, Status
+from wherry.containers.sandbox import joined, request
 from wherry.containers.spec import shim_spec
 from wherry.containers.stop import cancel_restart
 from wherry.errors import Conflict, NotModified, WherryError
 from wherry.events import Event
-from wherry.network.networks import Sandbox, SandboxRequest
-from wherry.network.ports import parse_ports
+from wherry.network.networks import Sandbox
 from wherry.runtime.shim_client import Shim
 
 log = logging.getLogger(__name__)
@@ -107,22 +107,9 @@ async def _take_back(deps: Deps, container: Container, live: Live) -> None:
 
 
 async def _connect(deps: Deps, container: Container) -> Sandbox:
-    host = container.host_config
-    if host.network_mode.startswith("container:"):
-        return Sandbox(netns=None, endpoints=(), ports=())  # joined by path: see containers/spec.py
-    mode = "none" if container.config.network_disabled is True else host.network_mode
-    wanted = next(iter((container.networking.endpoints_config or {}).values()), None)
-    mac = (wanted.mac_address if wanted else "") or container.config.mac_address or ""
-    return await deps.networks.connect(
-        container.id,
-        SandboxRequest(
-            name=container.name,
-            mode=mode,
-            ports=parse_ports(container.config.exposed_ports, host.port_bindings, host.publish_all_ports),
-            ip=(wanted.ipam_config.ipv4_address if wanted and wanted.ipam_config else ""),
-            mac=mac,
-        ),
-    )
+    if joined(container) is not None:
+        return Sandbox(netns=None, endpoints=())  # joined by path: see containers/spec.py
+    return await deps.networks.connect(container.id, request(container))
 
 
 def _publish_network(deps: Deps, container: Container, network: str, network_id: str, action: str) -> None:

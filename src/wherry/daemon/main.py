@@ -1,0 +1,92 @@
+"""`wherry daemon`: from command line to a served socket, and back down on SIGTERM with all containers left running."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import uvloop
+
+from wherry.api.app import build_app
+from wherry.api.listen import Listener, parse_listener, serve
+from wherry.daemon.config import DEFAULT_HOST, Config, parse_command_line
+from wherry.daemon.engine import open_engine
+from wherry.daemon.lock import PidFile, RootLock
+from wherry.errors import WherryError
+
+log = logging.getLogger("wherry.daemon")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the daemon until it is told to stop; returns the exit code. Errors of configuration are said on stderr."""
+    try:
+        config, validate = parse_command_line(argv)
+    except WherryError as exc:
+        print(f"wherry daemon: {exc.message}", file=sys.stderr)
+        return 1
+    if validate:
+        print("configuration OK")
+        return 0
+    _set_up_logging(config)
+    try:
+        uvloop.run(_run(config))
+    except WherryError as exc:
+        log.error("failed to start daemon: %s", exc.message)
+        return 1
+    return 0
+
+
+def _set_up_logging(config: Config) -> None:
+    level = (
+        "debug" if config.debug else {"warn": "warning", "fatal": "critical"}.get(config.log_level, config.log_level)
+    )
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=level.upper(),
+        format='time="%(asctime)s" level=%(levelname)s room=%(name)s msg="%(message)s"',
+        datefmt="%Y-%m-%dT%H:%M:%S%z",
+    )
+    logging.getLogger("asyncio").setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+async def _run(config: Config) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(
+        signal.SIGHUP, log.info, "SIGHUP: the configuration is read at start only; restart to change"
+    )
+    async with AsyncExitStack() as down:
+        data_lock = RootLock(Path(config.data_root))
+        down.callback(data_lock.release)
+        exec_lock = RootLock(Path(config.exec_root))
+        down.callback(exec_lock.release)
+        pid_file = PidFile(config.pid_path)
+        down.callback(pid_file.remove)
+        engine = await open_engine(config)
+        down.push_async_callback(engine.close)
+        server = await serve(build_app(engine.services), _listeners(config))
+        down.push_async_callback(server.stop)
+        for host in config.hosts or [DEFAULT_HOST]:
+            log.info("API listen on %s", host.removeprefix("unix://"))
+        await stop.wait()
+        log.info("stopping; containers keep running")
+
+
+def _listeners(config: Config) -> list[Listener]:
+    return [
+        parse_listener(
+            host,
+            group=config.group,
+            tls=config.tls or config.tlsverify,
+            verify=config.tlsverify,
+            ca=config.tlscacert,
+            certificate=config.tlscert,
+            key=config.tlskey,
+        )
+        for host in config.hosts or [DEFAULT_HOST]
+    ]
