@@ -14,7 +14,8 @@ from wherry.errors import NotSupported
 from wherry.kernel import mount
 from wherry.kernel.mount import Mount
 from wherry.storage.content import Trace, no_trace
-from wherry.storage.snapshot import DirectoryStore, Whiteouts, copy_root_attributes
+from wherry.storage.extract import Whiteouts
+from wherry.storage.snapshot import DirectoryStore, copy_root_attributes
 from wherry.storage.tree import remove_tree
 
 # An upper directory must hold whole files at their real places, whatever the kernel's defaults: it becomes a layer.

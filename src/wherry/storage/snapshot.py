@@ -9,7 +9,6 @@ images share what they have in common. A layer appears by one rename, after its 
 Thread-safe and synchronous. Implementations: `overlay.py`, `native.py`; their behaviour is one test suite.
 """
 
-import enum
 import os
 import re
 from collections.abc import Iterator
@@ -22,18 +21,12 @@ from wherry.errors import Conflict, Corrupt, Failed, InvalidParameter, NotFound
 from wherry.kernel import files
 from wherry.kernel.mount import Mount
 from wherry.storage.content import Trace, no_trace
+from wherry.storage.extract import Whiteouts
 from wherry.storage.tree import Trash, Usage, measure
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
 
 __all__ = ["Mount", "Snapshotter", "Usage", "Whiteouts"]
-
-
-class Whiteouts(enum.StrEnum):
-    """What a deletion in a layer becomes in the directory the layer is extracted to."""
-
-    OVERLAY = "overlay"  # a character device 0:0, or an opaque directory
-    APPLY = "apply"  # it is carried out: the directory already holds the parent's files
 
 
 class Snapshotter(Protocol):
