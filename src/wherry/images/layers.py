@@ -5,10 +5,12 @@ the very bytes, and with them the digests, that were pulled. Packing anew would 
 """
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
+from typing import BinaryIO
 
-from wherry.aio import settle
+from wherry.aio import finish, settle
 from wherry.digest import ChainID, DiffID, Digest, extend_chain, hex_part
 from wherry.errors import Corrupt, NotSupported
 from wherry.images.deps import Deps
@@ -25,7 +27,7 @@ from wherry.spec.image import (
     OCI_LAYER_ZSTD,
     Descriptor,
 )
-from wherry.storage.diff import apply_layer
+from wherry.storage.diff import Abort, Applied, apply_to
 
 KNOWN_TYPES = frozenset(
     {
@@ -43,7 +45,7 @@ KNOWN_TYPES = frozenset(
     }
 )
 
-LOOK = 0.2  # seconds between two looks at how far an extraction is
+log = logging.getLogger(__name__)
 
 
 def check_type(descriptor: Descriptor) -> None:
@@ -106,22 +108,33 @@ async def _extract(
 async def _apply(
     deps: Deps, key: str, blob: Descriptor, extracting: Callable[[int], None] | None
 ) -> tuple[DiffID, int]:
-    upper = deps.snapshots.upper(key)
-    with deps.content.open(blob.digest) as file:
-        watch = asyncio.create_task(_watch(file.fileno(), extracting)) if extracting else None
+    """Extract in a confined process; a cancellation stops it."""
+    loop = asyncio.get_running_loop()
+
+    def progress(consumed: int) -> None:
+        if extracting is not None:
+            loop.call_soon_threadsafe(extracting, consumed)
+
+    def apply(file: BinaryIO, abort: Abort) -> Applied:
+        return apply_to(deps.snapshots, key, file, media_type=blob.media_type, progress=progress, abort=abort)
+
+    with deps.content.open(blob.digest) as file, Abort() as abort:
+        work = asyncio.ensure_future(settle(apply, file, abort))
         try:
-            applied = await settle(apply_layer, file, snapshot=upper, media_type=blob.media_type)
-        finally:
-            if watch:
-                watch.cancel()
+            await asyncio.wait({work})
+        except asyncio.CancelledError:
+            abort.set()
+            await finish(_ended(work))
+            raise
+        applied = work.result()
+    for warning in applied.warnings:
+        log.warning("layer %s: %s", blob.digest, warning)
     return applied.diff_id, applied.size
 
 
-async def _watch(fd: int, extracting: Callable[[int], None]) -> None:
-    """The extracting child shares our open file, and with it the offset."""
-    while True:
-        extracting(os.lseek(fd, 0, os.SEEK_CUR))
-        await asyncio.sleep(LOOK)
+async def _ended(work: "asyncio.Future[Applied]") -> None:
+    await asyncio.wait({work})
+    work.exception()  # retrieved; what counts is that it was cancelled
 
 
 def _layer(blob: Descriptor, chain: ChainID, diff_id: DiffID, size: int) -> Layer:

@@ -1,0 +1,76 @@
+"""From an asynchronous stream of chunks to a file that blocking code reads.
+
+A pipe in between: the kernel bounds what is buffered, and whatever ends the sender (a client that went away, a
+cancellation) is an end of file to the reader, which therefore never hangs.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+from collections.abc import AsyncIterator, Callable
+from typing import BinaryIO, TypeVar
+
+from wherry.aio import finish, settle
+
+PIPE = 1 << 20  # bytes in flight; the most an unprivileged process may ask for
+
+T = TypeVar("T")
+
+
+async def consume(chunks: AsyncIterator[bytes], read: Callable[[BinaryIO], T]) -> T:
+    """Run `read` in a thread on a file with the bytes of `chunks`. What `chunks` raises is raised, before `read`'s.
+
+    Cancelled, it ends the file and waits for `read` to notice.
+    """
+    reader, writer = os.pipe()
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, PIPE)
+    os.set_blocking(writer, False)
+    pump = asyncio.ensure_future(_pump(chunks, writer))
+    work = asyncio.ensure_future(settle(_read, reader, read))
+    try:
+        await asyncio.wait({work})
+    finally:
+        pump.cancel()  # the reader has seen all it wants, or nobody wants it any more
+        await finish(_both(pump, work))
+    if not pump.cancelled() and (error := pump.exception()) is not None:
+        raise error
+    return work.result()
+
+
+async def _both(pump: "asyncio.Future[None]", work: "asyncio.Future[T]") -> None:
+    await asyncio.wait({pump})
+    await asyncio.wait({work})
+    if not work.cancelled():
+        work.exception()  # retrieved: when it is not raised, another error was first
+
+
+def _read(reader: int, read: Callable[[BinaryIO], T]) -> T:
+    with open(reader, "rb", buffering=0) as file:
+        return read(file)
+
+
+async def _pump(chunks: AsyncIterator[bytes], writer: int) -> None:
+    try:
+        async for chunk in chunks:
+            view = memoryview(chunk)
+            while view:
+                try:
+                    view = view[os.write(writer, view) :]
+                except BlockingIOError:
+                    await _writable(writer)
+    except BrokenPipeError:
+        pass  # nobody reads on
+    finally:
+        os.close(writer)
+
+
+async def _writable(fd: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready = asyncio.Event()
+    loop.add_writer(fd, ready.set)
+    try:
+        await ready.wait()
+    finally:
+        loop.remove_writer(fd)
