@@ -4,6 +4,7 @@ Chosen and removed under the leases' guard, so that work beginning meanwhile eit
 not find it. Layers a container stands on stay even when their image is gone.
 """
 
+import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,7 +13,10 @@ from wherry.aio import finish, settle
 from wherry.digest import ChainID, Digest
 from wherry.errors import NotFound
 from wherry.images.deps import Deps
+from wherry.images.leases import Lease
 from wherry.images.store import Image
+
+log = logging.getLogger(__name__)
 
 EXTRACTION = "layer-"  # beginning of the keys of snapshots in which layers are being unpacked
 
@@ -104,6 +108,22 @@ def _top_first(deps: Deps, chains: list[ChainID]) -> list[ChainID]:
         return steps
 
     return sorted(dict.fromkeys(chains), key=depth, reverse=True)
+
+
+@asynccontextmanager
+async def leased(deps: Deps, purpose: str) -> AsyncIterator[Lease]:
+    """A lease for making something; in the end what it protected and no image came to need is removed."""
+    async with deps.leases.hold(purpose) as lease:
+        try:
+            yield lease
+        finally:
+            digests, chains = set(lease.digests), list(lease.chains)
+            lease.digests.clear()
+            lease.chains.clear()
+            try:
+                await collect(deps, digests=digests, chains=chains)
+            except Exception:  # never over the first error; the next start sweeps
+                log.exception("cannot remove what is left of: %s", purpose)
 
 
 @asynccontextmanager

@@ -21,7 +21,7 @@ from wherry.digest import ChainID, DiffID, Digest, extend_chain, is_digest
 from wherry.errors import InvalidParameter, NotFound, Unavailable, WherryError
 from wherry.images.deps import Deps
 from wherry.images.feed import consume
-from wherry.images.garbage import collect
+from wherry.images.garbage import leased
 from wherry.images.layers import check_type, short, unpack
 from wherry.images.leases import Lease
 from wherry.images.progress import Bar, Progress
@@ -133,20 +133,14 @@ async def load(
     name says. Of an archive that is refused half-way the images already reported stay.
     """
     wanted = parse_platform(platform) if platform else None
-    async with deps.leases.hold("load") as lease:
-        try:
-            loop = asyncio.get_running_loop()
-            spool = _Spool(deps, lease, loop)
-            archive = await consume(chunks, spool.read)
-            candidates = await settle(_candidates, deps, archive, wanted)
-            if not candidates:
-                raise NotFound(f"no image for {wanted} in the archive" if wanted else "no image in the archive")
-            return [await _register(deps, lease, each, quiet, progress) for each in candidates]
-        finally:
-            leavings = set(lease.digests), set(lease.chains)
-            lease.digests.clear()
-            lease.chains.clear()
-            await collect(deps, digests=leavings[0], chains=leavings[1])
+    async with leased(deps, "load") as lease:
+        loop = asyncio.get_running_loop()
+        spool = _Spool(deps, lease, loop)
+        archive = await consume(chunks, spool.read)
+        candidates = await settle(_candidates, deps, archive, wanted)
+        if not candidates:
+            raise NotFound(f"no image for {wanted} in the archive" if wanted else "no image in the archive")
+        return [await _register(deps, lease, each, quiet, progress) for each in candidates]
 
 
 class _Spool:

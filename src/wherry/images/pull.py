@@ -18,7 +18,7 @@ from wherry.distribution.fetch import fetch
 from wherry.distribution.source import Source, open_source
 from wherry.errors import InvalidParameter, NotFound, NotSupported, WherryError
 from wherry.images.deps import Deps
-from wherry.images.garbage import collect
+from wherry.images.garbage import leased
 from wherry.images.layers import check_type, short, unpack
 from wherry.images.leases import Lease
 from wherry.images.progress import Bar, Progress
@@ -144,15 +144,9 @@ async def _pull_one(
     progress({"status": f"Pulling from {reference.path}", "id": name})
     found = await _resolve(source, reference, top, wanted)
     before = deps.store.tagged(reference)
-    async with deps.leases.hold(f"pull {reference}") as lease:
-        try:
-            layers = await _bring(deps, source, lease, found, progress)
-            image = await _record(deps, reference, found, layers)
-        except BaseException:
-            leavings = lease.digests, lease.chains
-            lease.digests, lease.chains = set(), set()
-            await collect(deps, digests=leavings[0], chains=leavings[1])
-            raise
+    async with leased(deps, f"pull {reference}") as lease:
+        layers = await _bring(deps, source, lease, found, progress)
+        image = await _record(deps, reference, found, layers)
     progress({"status": f"Digest: {top.digest}"})
     deps.announce("pull", image, actor=reference.familiar, name=reference.familiar_name)
     return image, before is None or before.id != image.id

@@ -301,6 +301,14 @@ def encode_container_config(config: ContainerConfig) -> dict[str, Any]:
     }
 
 
+_OCI_TYPES = {DOCKER_LAYER: OCI_LAYER, DOCKER_LAYER_GZIP: OCI_LAYER_GZIP, DOCKER_LAYER_ZSTD: OCI_LAYER_ZSTD}
+
+
+def oci_layer_type(media_type: str) -> str:
+    """OCI's name for a layer that came under Docker's: the bytes are the same."""
+    return _OCI_TYPES.get(media_type, media_type)
+
+
 def encode_manifest(config: Descriptor, layers: Sequence[Descriptor]) -> Raw:
     """An OCI image manifest."""
     document = {"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": config, "layers": list(layers)}

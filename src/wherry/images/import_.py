@@ -1,0 +1,123 @@
+"""Import: a tar of a root file system becomes an image of one layer.
+
+The stream is kept as it came when registries know its compression (gzip, zstd, none); xz and bzip2 become gzip.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import BinaryIO
+
+from wherry.errors import InvalidParameter
+from wherry.images import changes as dockerfile
+from wherry.images.deps import Deps
+from wherry.images.feed import consume
+from wherry.images.garbage import leased
+from wherry.images.layers import unpack
+from wherry.images.make import add_image, keep, now
+from wherry.images.progress import Progress
+from wherry.images.record import Image
+from wherry.reference import Reference, parse_repository
+from wherry.spec.engine import ContainerConfig
+from wherry.spec.image import (
+    OCI_LAYER,
+    OCI_LAYER_GZIP,
+    OCI_LAYER_ZSTD,
+    Descriptor,
+    History,
+    host_platform,
+    parse_platform,
+)
+from wherry.storage.compression import HEAD, Compression, Limits, compressor, decompress_as, detect, pieces
+from wherry.storage.content import ContentStore, Ingest
+
+CHUNK = 1 << 20  # bytes
+
+_TYPES = {
+    Compression.NONE: OCI_LAYER,
+    Compression.GZIP: OCI_LAYER_GZIP,
+    Compression.ZSTD: OCI_LAYER_ZSTD,
+}
+
+
+async def import_(
+    deps: Deps,
+    chunks: AsyncIterator[bytes],
+    *,
+    source: str = "-",
+    repository: str = "",
+    tag: str = "",
+    changes: Sequence[str] = (),
+    message: str = "",
+    platform: str | None = None,
+    progress: Progress,
+) -> Image:
+    """Make the image and, when `repository` is given, tag it. `source` is where the chunks come from, for the history.
+
+    Raises InvalidParameter for bad names and changes before anything is read, and for a bad archive.
+    """
+    references = [_name(repository, tag)] if repository else []
+    target = parse_platform(platform) if platform else host_platform()
+    config = dockerfile.apply(ContainerConfig(), changes)
+    async with leased(deps, "import") as lease:
+        blob = await consume(chunks, lambda stream: _receive(deps.content, stream))
+        await keep(deps, lease, blob.digest)
+        layer = await unpack(deps, lease, blob, parent=None, diff_id=None)
+        image = await add_image(
+            deps,
+            lease,
+            layers=[layer],
+            config=config,
+            platform=target,
+            history=[History(created=now(), comment=message or f"Imported from {source}")],
+            references=references,
+        )
+    progress({"status": image.id})
+    deps.announce("import", image, actor=image.id, name=image.id)
+    return image
+
+
+def _name(repository: str, tag: str) -> Reference:
+    if "@" in repository:
+        raise InvalidParameter("cannot import digest reference")
+    return parse_repository(repository, tag or None)
+
+
+def _receive(content: ContentStore, stream: BinaryIO) -> Descriptor:
+    head = b""
+    while len(head) < HEAD and (more := stream.read(HEAD - len(head))):
+        head += more
+    if not head:
+        raise InvalidParameter("nothing to import: the archive is empty")
+    kind = detect(head)
+    ingest = content.ingest(f"import {id(stream)}")
+    try:
+        if kind in _TYPES:
+            _copy(head, stream, ingest)
+        else:
+            _recompress(kind, head, stream, ingest)
+        size = ingest.offset
+        digest = ingest.commit(None)
+    finally:
+        ingest.abort()
+    return Descriptor(media_type=_TYPES.get(kind, OCI_LAYER_GZIP), digest=digest, size=size)
+
+
+def _copy(head: bytes, stream: BinaryIO, ingest: Ingest) -> None:
+    ingest.write(head)
+    while data := stream.read(CHUNK):
+        ingest.write(data)
+
+
+def _recompress(kind: Compression, head: bytes, stream: BinaryIO, ingest: Ingest) -> None:
+    consumed = len(head)
+
+    def counted(size: int) -> bytes:
+        nonlocal consumed
+        data = stream.read(size)
+        consumed += len(data)
+        return data
+
+    packer = compressor(Compression.GZIP)
+    inflated = decompress_as(kind, head, counted, what="archive to import")
+    for piece in pieces(inflated, Limits(), lambda: consumed):
+        ingest.write(packer.compress(piece))
+    ingest.write(packer.flush())
