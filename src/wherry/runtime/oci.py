@@ -1,0 +1,132 @@
+"""OCI runtimes as programs: their command lines, and their errors in Docker's words. Stdlib only: the shim uses it."""
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Runtimes that keep nothing outside their state directory and the container's cgroups: we tidy up after these
+# ourselves, and save the execution of `delete`.
+_TIDY = ("crun", "runc")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeSpec:
+    """One runtime as the daemon knows it."""
+
+    path: str  # absolute
+    args: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """`crun`, `runc`, or another program's name."""
+        return os.path.basename(self.path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runtime:
+    """The command lines for one container. All state is in `root`, errors go to the file `log`."""
+
+    spec: RuntimeSpec
+    container_id: str
+    root: str
+    log: str
+
+    @property
+    def leaves_traces(self) -> bool:
+        """`delete` has to be called; otherwise removing `root` and the cgroups is enough."""
+        return self.spec.kind not in _TIDY
+
+    def create(self, *, bundle: str, pid_file: str, console: str | None) -> list[str]:
+        return self._command("create", "--bundle", bundle, "--pid-file", pid_file, *_console(console))
+
+    def start(self) -> list[str]:
+        return self._command("start")
+
+    def exec(self, *, process: str, pid_file: str, console: str | None) -> list[str]:
+        """Run the OCI process document in file `process`; the program ends when that process runs."""
+        return self._command("exec", "--detach", "--process", process, "--pid-file", pid_file, *_console(console))
+
+    def update(self, *, resources: str) -> list[str]:
+        return self._command("update", "--resources", resources)
+
+    def pause(self) -> list[str]:
+        return self._command("pause")
+
+    def resume(self) -> list[str]:
+        return self._command("resume")
+
+    def delete(self) -> list[str]:
+        return self._command("delete", "--force")
+
+    def _command(self, verb: str, *options: str) -> list[str]:
+        general = ["--root", self.root, "--log", self.log, "--log-format", "json"]
+        return [self.spec.path, *self.spec.args, *general, verb, *options, self.container_id]
+
+
+def _console(path: str | None) -> Sequence[str]:
+    return () if path is None else ("--console-socket", path)
+
+
+def last_error(log: str, since: int = 0) -> str:
+    """The message of the last error in a runtime's JSON log file after offset `since`; `""` when there is none."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(since)
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return ""
+    for line in reversed(lines):
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            return line.decode("utf-8", "replace").strip()
+        if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
+            return str(entry.get("msg", "")).strip()
+    return ""
+
+
+# crun's wording -> runc's, which Docker's clients look for
+_REWORDED = (
+    (re.compile(r"executable file `(.*?)` not found in \$PATH(: No such file or directory)?"),
+     r'exec: "\1": executable file not found in $PATH'),
+    (re.compile(r"open executable: (.*)"), r"exec: \1"),
+    (re.compile(r"No such file or directory"), "no such file or directory"),
+    (re.compile(r"Permission denied"), "permission denied"),
+    (re.compile(r"Exec format error"), "exec format error"),
+    (re.compile(r"Operation not permitted"), "operation not permitted"),
+    (re.compile(r"Invalid argument"), "invalid argument"),
+)  # fmt: skip
+
+
+def reworded(message: str) -> str:
+    """A runtime's message with the words that Docker's clients match on."""
+    for pattern, replacement in _REWORDED:
+        message = pattern.sub(replacement, message)
+    return message
+
+
+_EXEC_FAILURE = re.compile(
+    "^exec: |executable file not found|no such file or directory|permission denied|exec format error"
+)
+
+
+def is_exec_failure(message: str) -> bool:
+    """The program is what is wrong: Docker answers 400, and its CLI ends with 126 or 127."""
+    return _EXEC_FAILURE.search(message) is not None
+
+
+def create_failed(kind: str, cause: str) -> str:
+    return (
+        "failed to create task for container: failed to create shim task: OCI runtime create failed: "
+        f"{kind} create failed: unable to start container process: {cause}: unknown"
+    )
+
+
+def start_failed(kind: str, cause: str) -> str:
+    return f"failed to start container process: OCI runtime start failed: {kind}: {cause}: unknown"
+
+
+def exec_failed(cause: str) -> str:
+    return f"OCI runtime exec failed: exec failed: unable to start container process: {cause}: unknown"

@@ -1,0 +1,123 @@
+"""What a shim is asked for, as values: read from the documents that `shim_client` writes. Stdlib only.
+
+Both sides are ours and of one version or, after an upgrade of the daemon, of two: unknown keys are ignored, and a key
+added later has a default here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+from wherry.kernel.mount import Mount
+from wherry.logs.json_file import JSONFileLog
+from wherry.runtime.bundle import Spec
+from wherry.runtime.frames import Document
+from wherry.runtime.oci import RuntimeSpec
+from wherry.runtime.streams import STDERR, STDOUT
+
+Size = tuple[int, int]  # height, width
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSpec:
+    """Where the shim writes what the container says; driver `none` writes nothing."""
+
+    driver: str = "json-file"
+    path: str = ""
+    max_size: int = 0  # bytes; 0 = no rotation
+    max_file: int = 1
+    attrs: Mapping[str, str] = field(default_factory=dict)  # labels and variables that every object carries
+
+    def open(self) -> JSONFileLog | None:
+        if self.driver == "none":
+            return None
+        return JSONFileLog(self.path, max_size=self.max_size, max_file=self.max_file, attrs=self.attrs)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateRequest:
+    id: str
+    spec: Spec
+    rootfs: tuple[Mount, ...]
+    user: str
+    group_add: tuple[str, ...]
+    tty: bool
+    open_stdin: bool
+    stdin_once: bool
+    console_size: Size | None
+    log: LogSpec
+    runtime: RuntimeSpec
+
+    @classmethod
+    def read(cls, document: Document) -> "CreateRequest":
+        mounts = cast(Sequence[Mapping[str, object]], document["rootfs"])
+        runtime = cast(Mapping[str, object], document["runtime"])
+        return cls(
+            id=cast(str, document["id"]),
+            spec=cast(Spec, document["spec"]),
+            rootfs=tuple(
+                Mount(
+                    type=cast(str, each["type"]),
+                    source=cast(str, each["source"]),
+                    options=tuple(cast(Sequence[str], each["options"])),
+                )
+                for each in mounts
+            ),
+            user=cast(str, document["user"]),
+            group_add=_strings(document["group_add"]),
+            tty=bool(document["tty"]),
+            open_stdin=bool(document["open_stdin"]),
+            stdin_once=bool(document["stdin_once"]),
+            console_size=_size(document["console_size"]),
+            log=LogSpec(**cast(dict[str, str], document["log"])),  # type: ignore[arg-type]
+            runtime=RuntimeSpec(path=cast(str, runtime["path"]), args=_strings(runtime["args"])),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecRequest:
+    id: str
+    args: tuple[str, ...]
+    env: tuple[str, ...]
+    cwd: str
+    user: str
+    group_add: tuple[str, ...]
+    capabilities: tuple[str, ...] | None
+    tty: bool
+    stdin: bool
+    streams: frozenset[int]  # that its client wants
+    console_size: Size | None
+
+    @classmethod
+    def read(cls, document: Document) -> "ExecRequest":
+        capabilities = document["capabilities"]
+        return cls(
+            id=cast(str, document["id"]),
+            args=_strings(document["args"]),
+            env=_strings(document["env"]),
+            cwd=cast(str, document["cwd"]),
+            user=cast(str, document["user"]),
+            group_add=_strings(document["group_add"]),
+            capabilities=None if capabilities is None else _strings(capabilities),
+            tty=bool(document["tty"]),
+            stdin=bool(document["stdin"]),
+            streams=chosen_streams(document, tty=bool(document["tty"])),
+            console_size=_size(document["console_size"]),
+        )
+
+
+def chosen_streams(document: Document, *, tty: bool) -> frozenset[int]:
+    """The output a client asked for, by `stdout` and `stderr`; a terminal has only one."""
+    streams = {number for name, number in (("stdout", STDOUT), ("stderr", STDERR)) if document.get(name)}
+    return frozenset({STDOUT} if tty and streams else streams)
+
+
+def _strings(value: object) -> tuple[str, ...]:
+    return tuple(cast(Sequence[str], value))
+
+
+def _size(value: object) -> Size | None:
+    if not value:
+        return None
+    height, width = cast(Sequence[int], value)
+    return height, width

@@ -1,0 +1,596 @@
+"""Shims as the daemon sees them: made through the zygote, spoken to over sockets, adopted after a restart.
+
+    <exec root>/shims/<container id>/    one run of a container; what is in it: see `shim`
+
+    create ── Shim (a process waits) ── start ── … ── Shim.exited ── forget (the directory goes)
+
+All output streams arrive ready for the API's wire: framed, or raw for a terminal. A run's directory stays until
+`forget`, so that an exit that no daemon has seen is found by `adopt`.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from wherry import errors
+from wherry.aio import settle
+from wherry.errors import Conflict, Failed, NotFound, WherryError
+from wherry.kernel import cgroup
+from wherry.kernel.mount import Mount
+from wherry.runtime import frames, security
+from wherry.runtime.cleanup import clean_up
+from wherry.runtime.oci import RuntimeSpec
+from wherry.runtime.requests import LogSpec, Size
+from wherry.runtime.zygote_client import Zygote
+
+log = logging.getLogger(__name__)
+
+__all__ = ["ExecHandle", "ExecSpec", "Exit", "LogSpec", "RuntimeSpec", "Shim", "ShimSpec", "Shims", "Streams"]
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Document = dict[str, Any]
+
+_READ_LIMIT = 256 << 10  # bytes a client's stream buffers
+_GONE = 30.0  # s a shim may take to end after its container has
+_CONNECT_TRIES = 50  # a shim that is busy has its backlog full
+_PAUSE = 0.02  # s
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Exit:
+    code: int  # 128 + the number of the signal that killed it
+    at: int  # ns since the epoch
+    oom_killed: bool
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShimSpec:
+    """All that one run of a container needs."""
+
+    id: str
+    spec: Mapping[str, Any]  # OCI runtime spec; the shim fills in root, user and the sandbox's network namespace
+    rootfs: Sequence[Mount]  # mounted one over the other
+    runtime: RuntimeSpec
+    log: LogSpec
+    user: str = ""  # looked up in the rootfs
+    group_add: Sequence[str] = ()
+    tty: bool = False
+    open_stdin: bool = False
+    stdin_once: bool = False
+    console_size: Size | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecSpec:
+    id: str
+    args: Sequence[str]
+    env: Sequence[str]
+    cwd: str = ""  # "" = the container's
+    user: str = ""  # "" = the container's
+    group_add: Sequence[str] = ()
+    privileged: bool = False
+    tty: bool = False
+    stdin: bool = False
+    stdout: bool = True
+    stderr: bool = True
+    console_size: Size | None = None
+    detach: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecHandle:
+    """A started exec."""
+
+    id: str
+    pid: int
+    streams: Streams | None  # None when it was started detached
+    exited: asyncio.Future[int]
+
+
+class _Control(asyncio.Protocol):
+    """The control connection to one shim: requests, answers, events."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._decoder = frames.Decoder()
+        self._transport: asyncio.Transport | None = None
+        self._sequence = 0
+        self._pending: dict[int, asyncio.Future[Document]] = {}
+        self._lost = False
+        self.hello: asyncio.Future[Document] = self._loop.create_future()
+        self.end: asyncio.Future[Exit | None] = self._loop.create_future()  # None: the connection broke before
+        self.execs: dict[str, asyncio.Future[int]] = {}
+        self.process: _Process | None = None  # the shim
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._decoder.feed(data)
+        for document in self._decoder:
+            self._dispatch(document)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = True
+        gone = Unreachable("the container's shim has ended")
+        for future in (*self._pending.values(), self.hello):
+            if not future.done():
+                future.set_exception(gone)
+        self.hello.exception() if not self.hello.cancelled() else None  # perhaps nobody waits any more
+        self._pending.clear()
+        for ended in self.execs.values():
+            if not ended.done():
+                ended.set_result(137)
+        if not self.end.done():
+            self.end.set_result(None)
+
+    def send(self, document: Mapping[str, object]) -> None:
+        if self._transport is not None and not self._lost:
+            self._transport.write(frames.encode(document))
+
+    async def request(self, op: str, **arguments: object) -> Document:
+        """Ask and wait for the answer; raises what the shim says went wrong."""
+        if self._lost:
+            raise Unreachable("the container's shim has ended")
+        self._sequence += 1
+        future: asyncio.Future[Document] = self._loop.create_future()
+        self._pending[self._sequence] = future
+        self.send({"op": op, "seq": self._sequence, **arguments})
+        return await future
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.close()
+
+    def _dispatch(self, document: Document) -> None:
+        match document.get("event"):
+            case "forked":
+                self.process = _Process(document["shim"])
+            case "hello":
+                if self.process is None:
+                    self.process = _Process(document["shim"])
+                if not self.hello.done():
+                    self.hello.set_result(document)
+            case "exit":
+                if not self.end.done():
+                    self.end.set_result(_exit_of(document))
+            case "exec-exit":
+                self._exec_ended(document["id"], document["code"])
+            case None:
+                self._answered(document)
+
+    def _answered(self, document: Document) -> None:
+        future = self._pending.pop(document.get("seq", 0), None) or self.hello  # create is answered by hello
+        if future.done():
+            return
+        if "error" in document:
+            future.set_exception(_error_of(document["error"]))
+        else:
+            future.set_result(document["ok"])
+
+    def _exec_ended(self, exec_id: str, code: int) -> None:
+        future = self.execs.setdefault(exec_id, self._loop.create_future())
+        if not future.done():
+            future.set_result(code)
+
+
+class Unreachable(Failed):
+    """There is no shim to talk to."""
+
+
+def _error_of(error: Document) -> WherryError:
+    kind = getattr(errors, str(error.get("kind")), Failed)
+    return cast(WherryError, kind(error.get("message", "")))
+
+
+def _exit_of(document: Document) -> Exit:
+    return Exit(code=document["code"], at=document["at"], oom_killed=document["oom"], error=document.get("error", ""))
+
+
+class Shim:
+    """One running (or created) container."""
+
+    def __init__(self, owner: "Shims", container_id: str, control: _Control, hello: Document) -> None:
+        self.id = container_id
+        self.pid: int = hello["pid"]  # of init
+        self.pid_start: int = hello["start"]  # clock ticks since boot
+        self.started: bool = hello["started"]
+        self.paused: bool = hello["paused"]  # as it was when we connected, and as we made it since
+        self.tty: bool = hello["tty"]
+        self.cgroups: Mapping[str, str] = hello["groups"]  # directory by controller; by "" on v2
+        self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._owner = owner
+        self._control = control
+        self.shim_pid: int = hello["shim"]
+        control.end.add_done_callback(lambda _: owner.note_end(self))
+
+    @property
+    def live(self) -> bool:
+        """Its init has not ended, as far as is known."""
+        return not self.exited.done() and not self._control.end.done()
+
+    @property
+    def netns_path(self) -> str:
+        """The network namespace, for another container to join."""
+        return self.namespace_path("net")
+
+    def namespace_path(self, kind: str) -> str:
+        """A namespace of the container by its name in /proc: net, ipc, pid, uts, cgroup."""
+        return f"/proc/{self.pid}/ns/{kind}"
+
+    def end(self) -> Exit | None:
+        """How the shim says it ended; None when it said nothing (yet)."""
+        return self._control.end.result() if self._control.end.done() else None
+
+    async def start(self) -> None:
+        """Let the created process go."""
+        await self._control.request("start")
+        self.started = True
+
+    async def attach(self, *, stdin: bool, stdout: bool, stderr: bool) -> Streams:
+        """A client of the container's stdio: bytes for it to read, and its raw input to write.
+
+        `write_eof` is the end of the client's input, and of the container's if it was created with StdinOnce. The
+        reader's EOF means that the container has ended, or that the client was cut off because it did not read.
+        """
+        sock = await self._owner.connect(self.id)
+        streams, _ = await _open(sock, {"op": "attach", "stdin": stdin, "stdout": stdout, "stderr": stderr})
+        return streams
+
+    async def exec(self, spec: ExecSpec) -> ExecHandle:
+        """Run a further process. Its streams are connected before it begins."""
+        document: Document = {
+            **asdict(spec),
+            "op": "exec",
+            "capabilities": security.available() if spec.privileged else None,
+        }
+        streams: Streams | None = None
+        exited = self._control.execs.setdefault(spec.id, asyncio.get_running_loop().create_future())
+        try:
+            if spec.detach:
+                answer = await self._control.request(**document)
+            else:
+                streams, answer = await _open(await self._owner.connect(self.id), document)
+        except BaseException:
+            self._control.execs.pop(spec.id, None)
+            raise
+        exited.add_done_callback(lambda _: self._control.execs.pop(spec.id, None))
+        return ExecHandle(id=spec.id, pid=answer["pid"], streams=streams, exited=exited)
+
+    async def exec_resize(self, exec_id: str, height: int, width: int) -> None:
+        await self._control.request("exec-resize", id=exec_id, height=height, width=width)
+
+    async def exec_kill(self, exec_id: str, number: int) -> None:
+        await self._control.request("exec-kill", id=exec_id, signal=int(number))
+
+    async def kill(self, number: int) -> None:
+        """Signal init alone. Raises NotFound when it has ended."""
+        try:
+            await self._control.request("kill", signal=int(number))
+        except Unreachable as exc:
+            raise NotFound("the container's init process has ended") from exc
+
+    async def kill_all(self, number: int) -> None:
+        """Signal every process of the container."""
+        await self._control.request("kill-all", signal=int(number))
+
+    async def pause(self) -> None:
+        await self._control.request("pause")
+        self.paused = True
+
+    async def resume(self) -> None:
+        """Idempotent."""
+        await self._control.request("resume")
+        self.paused = False
+
+    async def resize(self, height: int, width: int) -> None:
+        """Nothing happens without a terminal."""
+        await self._control.request("resize", height=height, width=width)
+
+    async def update(self, resources: Mapping[str, Any]) -> None:
+        """Change limits: `linux.resources` of the OCI runtime spec."""
+        await self._control.request("update", resources=resources)
+
+    def processes(self) -> list[int]:
+        """Host pids of all its processes. Blocking, briefly."""
+        return cgroup.processes(self.cgroups) or [self.pid]
+
+    async def destroy(self) -> None:
+        """Kill whatever there is and wait until shim and container are gone. Idempotent."""
+        with contextlib.suppress(Unreachable):
+            await self._control.request("destroy")
+        await asyncio.wait((self._control.end,))
+        await self._owner.await_gone(self.id)
+
+    def disconnect(self) -> None:
+        """Leave it to itself: a running container goes on."""
+        self._control.close()
+
+
+class Shims:
+    """All shims of one exec root."""
+
+    def __init__(self, exec_root: Path) -> None:
+        self._root = exec_root / "shims"
+        self._zygote = Zygote()
+        self._shims: dict[str, Shim] = {}  # those whose end was not dealt with yet
+        self._processes: dict[str, _Process] = {}  # shim process by container, until it is gone
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def directory(self, container_id: str) -> Path:
+        return self._root / container_id
+
+    async def start(self) -> None:
+        """Bring the zygote up."""
+        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        await self._zygote.start()
+
+    async def stop(self) -> None:
+        """Leave: the zygote ends, containers go on and wait for the next daemon. No `exited` comes any more."""
+        for shim in tuple(self._shims.values()):
+            shim.disconnect()
+        self._shims.clear()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        for each in tuple(self._processes.values()):
+            each.close()
+        self._processes.clear()
+        await self._zygote.stop()
+
+    def ids(self) -> list[str]:
+        """Containers that have a run here: going on, ended and not forgotten, or broken off."""
+        try:
+            return sorted(path.name for path in self._root.iterdir() if path.is_dir())
+        except FileNotFoundError:
+            return []
+
+    async def create(self, spec: ShimSpec, *, netns: int | None) -> Shim:
+        """A new shim with its container created: the process exists and waits for `Shim.start`.
+
+        `netns` is a network namespace that the container joins; the caller keeps and closes the fd. Raises
+        InvalidParameter when the program, its user or directory cannot be, Failed for anything else, in Docker's
+        words. Then, as after a cancellation, nothing is left.
+        """
+        await self.forget(spec.id)
+        directory = self.directory(spec.id)
+        directory.mkdir(mode=0o700, parents=True)
+        control = _Control()
+        try:
+            await self._fork(directory, control, netns)
+            control.send({**_create_document(spec), "op": "create"})
+            hello = await control.hello
+        except BaseException as exc:
+            words = _last_words(directory)
+            await asyncio.shield(self._abandon(spec.id, control))
+            if isinstance(exc, Unreachable):
+                raise Failed(f"failed to create task for container: its shim ended: {words}") from exc
+            raise
+        return self._register(spec.id, control, hello)
+
+    async def adopt(self, container_id: str) -> Shim | Exit | None:
+        """What became of a run that an earlier daemon made.
+
+        A Shim: it is there. An Exit: it ended by itself. None: nothing is left to be had; if the shim was killed, its
+        container has been killed now.
+        """
+        if container_id in self._shims:
+            return self._shims[container_id]
+        directory = self.directory(container_id)
+        if not directory.is_dir():
+            return None
+        control = _Control()
+        try:
+            sock = await self.connect(container_id)
+            await asyncio.get_running_loop().create_unix_connection(lambda: control, sock=sock)
+            control.send({"op": "control"})
+            return self._register(container_id, control, await control.hello)
+        except (Unreachable, OSError):
+            control.close()
+        if (end := read_exit(directory)) is not None:
+            return end
+        await settle(clean_up, directory)
+        return read_exit(directory)
+
+    async def forget(self, container_id: str) -> None:
+        """Remove what a run has left, after waiting for its shim to end. Idempotent; not for a run that goes on."""
+        shim = self._shims.get(container_id)
+        if shim is not None and shim.live:
+            raise Conflict(f"container {container_id} has a running shim")
+        await self.await_gone(container_id)
+        directory = self.directory(container_id)
+        if directory.exists():
+            await settle(_remove, directory)
+
+    async def await_gone(self, container_id: str) -> None:
+        """Wait for the end of a shim process; one that does not end by itself is killed."""
+        shim_process = self._processes.get(container_id)
+        if shim_process is not None:
+            await shim_process.wait(_GONE)
+            self._processes.pop(container_id, None)
+
+    async def connect(self, container_id: str) -> socket.socket:
+        """A connection to a shim. Raises Unreachable when there is none."""
+        sock = socket.socket(socket.AF_UNIX)
+        sock.setblocking(False)
+        try:
+            directory = os.open(self.directory(container_id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                await _connect(sock, f"/proc/self/fd/{directory}/shim.sock")  # a socket's path ends at 108 bytes
+            finally:
+                os.close(directory)
+        except OSError as exc:
+            sock.close()
+            raise Unreachable("the container's shim has ended") from exc
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def note_end(self, shim: Shim) -> None:
+        """Called when a control connection has ended, or has said that the container did."""
+        if self._shims.get(shim.id) is not shim:
+            return  # we are leaving: the container goes on
+        end = shim.end()
+        if end is not None:
+            del self._shims[shim.id]
+            shim.exited.set_result(end)
+            return
+        task = asyncio.get_running_loop().create_task(self._mourn(shim), name=f"lost shim {shim.id[:12]}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _mourn(self, shim: Shim) -> None:
+        """A shim broke off: killed, most likely. Its container must not go on unattended."""
+        directory = self.directory(shim.id)
+        await self.await_gone(shim.id)
+        end = read_exit(directory)
+        if end is None:
+            log.error("the shim of container %s was killed: killing the container", shim.id[:12])
+            await settle(clean_up, directory)
+            end = Exit(code=137, at=time.time_ns(), oom_killed=False, error="the container's shim was killed")
+        self._shims.pop(shim.id, None)
+        if not shim.exited.done():
+            shim.exited.set_result(end)
+
+    async def _fork(self, directory: Path, control: _Control, netns: int | None) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                ours.setblocking(False)
+                await asyncio.get_running_loop().create_unix_connection(lambda: control, sock=ours)
+            except BaseException:
+                ours.close()
+                raise
+            await self._zygote.fork(str(directory), [theirs.fileno(), *(() if netns is None else (netns,))])
+
+    async def _abandon(self, container_id: str, control: _Control) -> None:
+        """The undo of `create`: a shim whose daemon hangs up before the start takes everything down."""
+        control.close()
+        if control.process is not None:
+            await control.process.wait(_GONE)
+        directory = self.directory(container_id)
+        await settle(clean_up, directory)
+        await settle(_remove, directory)
+
+    def _register(self, container_id: str, control: _Control, hello: Document) -> Shim:
+        shim = Shim(self, container_id, control, hello)
+        self._shims[container_id] = shim
+        if control.process is not None:
+            self._processes[container_id] = control.process
+        return shim
+
+
+class _Process:
+    """The process of a shim, watched through a pidfd."""
+
+    def __init__(self, pid: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._gone: asyncio.Future[None] = self._loop.create_future()
+        try:
+            self._fd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            self._fd = -1
+            self._gone.set_result(None)
+        else:
+            self._loop.add_reader(self._fd, self._ended)
+
+    async def wait(self, limit: float) -> None:
+        """Until it has ended; it is killed after `limit` seconds."""
+        done, _ = await asyncio.wait((self._gone,), timeout=limit)
+        if not done and self._fd >= 0:
+            log.warning("a shim does not end: killing it")
+            signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+            await asyncio.wait((self._gone,))
+
+    def close(self) -> None:
+        """Watch no longer. Idempotent."""
+        if self._fd >= 0:
+            self._loop.remove_reader(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+        if not self._gone.done():
+            self._gone.set_result(None)
+
+    def _ended(self) -> None:
+        self.close()
+
+
+def read_exit(directory: Path) -> Exit | None:
+    """The exit a shim has written down."""
+    try:
+        return _exit_of(json.loads((directory / "exit.json").read_bytes()))
+    except FileNotFoundError:
+        return None
+
+
+def _last_words(directory: Path) -> str:
+    try:
+        lines = (directory / "shim.log").read_text(errors="replace").splitlines()
+    except OSError:
+        return "it left no word"
+    return lines[-1] if lines else "it left no word"
+
+
+def _remove(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+    if directory.exists():  # one error at a time is worth a second look: something may have been being written
+        shutil.rmtree(directory)
+
+
+def _create_document(spec: ShimSpec) -> Document:
+    return {
+        "id": spec.id,
+        "spec": spec.spec,
+        "rootfs": [{"type": each.type, "source": each.source, "options": each.options} for each in spec.rootfs],
+        "runtime": {"path": spec.runtime.path, "args": spec.runtime.args},
+        "log": {**asdict(spec.log), "attrs": dict(spec.log.attrs)},
+        "user": spec.user,
+        "group_add": list(spec.group_add),
+        "tty": spec.tty,
+        "open_stdin": spec.open_stdin,
+        "stdin_once": spec.stdin_once,
+        "console_size": spec.console_size,
+    }
+
+
+async def _connect(sock: socket.socket, path: str) -> None:
+    for _ in range(_CONNECT_TRIES):
+        try:
+            sock.connect(path)
+            return
+        except BlockingIOError:  # the backlog is full
+            await asyncio.sleep(_PAUSE)
+    raise TimeoutError("the shim does not accept connections")
+
+
+async def _open(
+    sock: socket.socket, document: Mapping[str, object]
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, Document]:
+    """Say what a connection is for and wait for the answer; afterwards it is a stream."""
+    reader, writer = await asyncio.open_unix_connection(sock=sock, limit=_READ_LIMIT)
+    try:
+        writer.write(frames.encode(document))
+        length = frames.length(await reader.readexactly(frames.LENGTH))
+        answer: Document = json.loads(await reader.readexactly(length))
+    except (asyncio.IncompleteReadError, ConnectionError) as exc:
+        writer.close()
+        raise Unreachable("the container's shim has ended") from exc
+    except BaseException:
+        writer.close()
+        raise
+    if "error" in answer:
+        writer.close()
+        raise _error_of(answer["error"])
+    return (reader, writer), answer["ok"]

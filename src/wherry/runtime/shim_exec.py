@@ -1,0 +1,216 @@
+"""Processes of a shim and their stdio: pipes or a terminal, and execs beside the container's init. Stdlib only."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+from wherry.errors import Failed, InvalidParameter, WherryError
+from wherry.kernel import process
+from wherry.kernel.process import Identity
+from wherry.runtime import oci
+from wherry.runtime.bundle import Bundle, exec_process
+from wherry.runtime.console import Console, set_size
+from wherry.runtime.executable import examine
+from wherry.runtime.frames import Document
+from wherry.runtime.requests import ExecRequest, Size
+from wherry.runtime.streams import STDERR, STDOUT, Session
+
+if TYPE_CHECKING:
+    from wherry.runtime.shim import Shim
+
+
+class Stdio:
+    """The ends of a new process's stdio, until `connect` gives ours to a session. Leaving closes whatever is left.
+
+    With a terminal the runtime makes it and sends its master; `theirs` then is what the runtime itself gets.
+    """
+
+    def __init__(self, bundle: Bundle, name: str, *, tty: bool, stdin: bool, output: bool = True) -> None:
+        self._close: list[int] = []
+        self._console = Console(bundle.directory, name) if tty else None
+        self._stdin: int | None = None
+        self._outputs: dict[int, int] = {}
+        null = self._own(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
+        theirs = [null, null, null]
+        if not tty:
+            if stdin:
+                theirs[0], self._stdin = self._pipe()
+            for number in (STDOUT, STDERR) if output else ():
+                ours, theirs[number] = self._pipe()
+                self._outputs[ours] = number
+        self._has_stdin = stdin
+        self.theirs = tuple(theirs)
+
+    @property
+    def console_path(self) -> str | None:
+        return self._console.path if self._console else None
+
+    def connect(self, session: Session, size: Size | None) -> int:
+        """Hand our ends to `session`, once the runtime has succeeded; returns the terminal's master, or -1."""
+        master = -1
+        if self._console is not None:
+            master = self._console.accept()
+            if size is not None:
+                set_size(master, *size)
+            self._stdin = os.dup(master) if self._has_stdin else None
+            self._outputs = {master: STDOUT}
+        else:
+            kept = {*self._outputs, *([] if self._stdin is None else [self._stdin])}
+            self._close = [fd for fd in self._close if fd not in kept]
+        session.use(stdin=self._stdin, outputs=self._outputs)
+        return master
+
+    def close(self) -> None:
+        """Idempotent."""
+        for fd in self._close:
+            os.close(fd)
+        self._close = []
+        if self._console is not None:
+            self._console.close()
+
+    def __enter__(self) -> "Stdio":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _pipe(self) -> tuple[int, int]:
+        read, write = os.pipe2(os.O_CLOEXEC)
+        return self._own(read), self._own(write)
+
+    def _own(self, fd: int) -> int:
+        self._close.append(fd)
+        return fd
+
+
+class Exec:
+    """One exec from its start to its end."""
+
+    def __init__(self, shim: "Shim", request: ExecRequest, *, output: bool) -> None:
+        """`output` False: nobody will ever look at it."""
+        self.id = request.id
+        self.session = Session(shim.loop, tty=request.tty, close_stdin=True, grace=None)
+        self._shim = shim
+        self._request = request
+        self._output = output
+        self._identity: Identity | None = None
+        self._status: int | None = None
+        self._master = -1
+        self._announced = False
+
+    def start(self, done: Callable[[Document | WherryError], None]) -> None:
+        """Run it; `done` gets its pid, or why not. Nothing of its output is read before `done` has returned."""
+        shim, request = self._shim, self._request
+        if request.id in shim.execs:
+            raise InvalidParameter(f"exec {request.id} exists")
+        self._write_process()
+        shim.execs[self.id] = self
+        stdio = Stdio(
+            shim.bundle, f"exec-{self.id[:12]}.sock", tty=request.tty, stdin=request.stdin, output=self._output
+        )
+        mark = shim.log_size()
+
+        def finished(status: int) -> None:
+            try:
+                with stdio:
+                    if status:
+                        raise self._error(oci.last_error(shim.runtime.log, mark), status)
+                    self._take(stdio)
+            except (WherryError, OSError, ValueError) as exc:
+                if self._identity is not None:
+                    process.send_signal(self._identity, signal.SIGKILL)
+                shim.execs.pop(self.id, None)
+                self.session.finish()
+                done(exc if isinstance(exc, WherryError) else Failed(oci.exec_failed(str(exc))))
+            else:
+                assert self._identity is not None
+                done({"pid": self._identity.pid, "start": self._identity.start})
+                self.session.begin()
+            finally:
+                self._remove_files()
+                shim.loop.adopted()
+
+        args = shim.runtime.exec(process=self._path("json"), pid_file=self._path("pid"), console=stdio.console_path)
+        shim.loop.expect()
+        try:
+            shim.loop.on_exit(process.spawn(args, stdio=stdio.theirs, env=shim.environment), finished)
+        except OSError:
+            stdio.close()
+            shim.loop.adopted()
+            shim.execs.pop(self.id)
+            raise
+
+    def kill(self, number: int) -> None:
+        if self._identity is None or self._status is not None or not process.send_signal(self._identity, number):
+            raise ProcessLookupError("the exec's process has ended")
+
+    def resize(self, height: int, width: int) -> None:
+        if self._master >= 0:
+            set_size(self._master, height, width)
+
+    def end_now(self) -> None:
+        """The container has ended, and so has this: no waiting for output."""
+        if not self._announced:
+            self._announce()
+
+    def _take(self, stdio: Stdio) -> None:
+        with open(self._path("pid")) as file:
+            pid = int(file.read())
+        self._identity = Identity(pid, process.start_time(pid) or 0)
+        self._master = stdio.connect(self.session, self._request.console_size)
+        self._shim.loop.on_exit(pid, self._exited)
+
+    def _exited(self, status: int) -> None:
+        self._status = status
+        self.session.drain(self._announce, self._shim.drain_limit)
+
+    def _announce(self) -> None:
+        if self._announced:
+            return
+        self._announced = True
+        self._master = -1
+        self.session.end_output()
+        status = self._status if self._status is not None else signal.SIGKILL
+        self._shim.tell({"event": "exec-exit", "id": self.id, "code": process.exit_code(status)})
+        self.session.finish()
+        self._shim.execs.pop(self.id, None)
+        self._shim.keep_until_flushed(self.session)
+
+    def _write_process(self) -> None:
+        shim, request = self._shim, self._request
+        spec = shim.bundle.read_spec()
+        root = shim.open_root()
+        try:
+            target = exec_process(
+                spec,
+                root,
+                user=request.user,
+                group_add=request.group_add,
+                capabilities=None if request.capabilities is None else list(request.capabilities),
+                args=list(request.args),
+                env=list(request.env),
+                cwd=request.cwd or spec["process"].get("cwd") or "/",
+                terminal=request.tty,
+            )
+            problem = examine(root, request.args[0], env=target["env"], cwd=target["cwd"])
+        finally:
+            os.close(root)
+        if problem is not None:
+            raise InvalidParameter(oci.exec_failed(str(problem)))
+        shim.bundle.write(f"exec-{self.id[:12]}.json", cast(Document, target))
+
+    def _error(self, message: str, status: int) -> WherryError:
+        words = oci.reworded(message) or f"exit status {process.exit_code(status)}"
+        return (InvalidParameter if oci.is_exec_failure(words) else Failed)(oci.exec_failed(words))
+
+    def _path(self, suffix: str) -> str:
+        return self._shim.bundle.path(f"exec-{self.id[:12]}.{suffix}")
+
+    def _remove_files(self) -> None:
+        for suffix in ("json", "pid"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path(suffix))
