@@ -575,9 +575,7 @@ async def _connect(sock: socket.socket, path: str) -> None:
     raise TimeoutError("the shim does not accept connections")
 
 
-async def _open(
-    sock: socket.socket, document: Mapping[str, object]
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, Document]:
+async def _open(sock: socket.socket, document: Mapping[str, object]) -> tuple[Streams, Document]:
     """Say what a connection is for and wait for the answer; afterwards it is a stream."""
     reader, writer = await asyncio.open_unix_connection(sock=sock, limit=_READ_LIMIT)
     try:

@@ -73,9 +73,7 @@ class Stdio:
     def __enter__(self) -> "Stdio":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _pipe(self) -> tuple[int, int]:
