@@ -24,6 +24,7 @@ from wherry.containers.spec import check_security
 from wherry.errors import InvalidParameter
 from wherry.ids import ContainerID, generate, short
 from wherry.images.store import Image
+from wherry.network.files import check_dns, parse_extra_host
 from wherry.spec.engine import ContainerConfig, CreateContainer, HostConfig, LogConfig, words
 
 log = logging.getLogger(__name__)
@@ -110,6 +111,9 @@ def _check_all(deps: Deps, container: Container) -> list[str]:
             deps.store.resolve(mode.removeprefix("container:"))
         elif mode not in ("", "private", "shareable", "none", "host"):
             raise InvalidParameter(f"invalid {what} mode: {mode}")
+    check_dns(host.dns or [])
+    for extra in host.extra_hosts or []:
+        parse_extra_host(extra)
     other = joined(container)
     if other is None:
         deps.networks.validate(request(container))

@@ -65,7 +65,15 @@ async def _create_process(deps: Deps, container: Container, live: Live, undo: As
     sandbox = await _connect(deps, container)
     if sandbox.netns is not None:
         undo.callback(_close_once, sandbox.netns)
-    await settle(write_network_files, deps.settings.directory(container), container, sandbox, deps.networks)
+    if joined(container) is None:
+        await settle(
+            write_network_files,
+            deps.settings.directory(container),
+            container,
+            network=deps.networks.config,
+            addresses=[endpoint.ip for endpoint in sandbox.endpoints],
+            gateway=deps.networks.bridge_gateway,
+        )
 
     undo.push_async_callback(deps.shims.forget, container.id)
     shim = await deps.shims.create(shim_spec(deps, container), netns=sandbox.netns)
