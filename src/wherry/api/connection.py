@@ -3,7 +3,7 @@
 - A client that ends its sending right after its request (`socat`, `nc -N`) still gets its answer. A streaming answer
   (`watch`) takes the end of sending as the client's going away, as Docker does.
 - Bytes sent right behind a request with `Upgrade: tcp` belong to the raw stream that follows. aiohttp's parser would
-  drop them or read them as a request; they are held back here until `take_early`.
+  drop them or read them as a request; they are held back here until `take_over`.
 - Everything that goes wrong before a handler runs is answered as `{"message": ...}`.
 """
 
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import msgspec
 from aiohttp import StreamReader, web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 from aiohttp.web_request import BaseRequest
 from aiohttp.web_server import Server as HTTPServer
 
@@ -77,8 +77,17 @@ class Connection(RequestHandler):
 
     def _parse(self, data: bytes) -> None:
         super().data_received(data)
-        if self._messages:
-            self._last_payload = self._messages[-1][1]
+        if not self._messages:
+            return
+        message, payload = self._messages[-1]
+        reading = self._last_payload
+        if isinstance(message, _ErrInfo) and reading is not None and not reading.is_eof():
+            # The parser gave up within a body, and does not tell the handler that waits for the rest of it.
+            reading.set_exception(RequestPayloadError(message.message))
+            reading.feed_eof()
+            self._messages.pop()  # the handler's answer is the last one on this connection
+            self.close()
+        self._last_payload = payload
 
     def _between_requests(self) -> bool:
         return self._last_payload is None or self._last_payload.is_eof()
@@ -89,12 +98,16 @@ class Connection(RequestHandler):
         if len(self._early) >= EARLY_LIMIT and self.transport is not None:
             self.transport.pause_reading()
 
-    def take_early(self) -> tuple[bytes, bool]:
-        """What was sent behind the upgrade's request, and whether the client has ended its sending since."""
+    def take_over(self) -> tuple[bytes, bool]:
+        """Leave HTTP: what was sent behind the request, and whether the client has ended its sending since."""
+        self._watched = True
+        return self._take_early(), self._ended
+
+    def _take_early(self) -> bytes:
         early = bytes(self._early or b"")
         self._early = None
         self._body_left = -1
-        return early, self._ended
+        return early
 
     def watch(self) -> None:
         """The running handler only makes sense while the client is there; it is cancelled when it is not."""
@@ -104,12 +117,13 @@ class Connection(RequestHandler):
 
     @property
     def watched(self) -> bool:
+        """The running handler only ends with its client, or is a taken-over connection."""
         return self._watched
 
     def answered(self) -> None:
         """The handler is done and its answer is about to be completed."""
         self._watched = False
-        early, _ = self.take_early()
+        early = self._take_early()
         if early or (self._ended and not self._messages):
             self.close()  # behind a refused upgrade nobody can say what the next bytes are
 

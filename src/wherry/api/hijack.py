@@ -186,7 +186,7 @@ async def hijack(call: Call, session: Session) -> web.StreamResponse:
     transport = call.request.transport
     if transport is None or not isinstance(http, Connection):
         raise ConnectionResetError("the client is gone")
-    early, ended = http.take_early()
+    early, ended = http.take_over()
     stream = RawStream(transport, http)
     if early:
         stream.data_received(early)

@@ -10,6 +10,8 @@ import logging
 
 import msgspec
 from aiohttp import HttpVersion11, web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import RequestPayloadError
 from aiohttp.web_request import BaseRequest
 from aiohttp.web_server import Server as HTTPServer
 from multidict import CIMultiDict
@@ -19,7 +21,7 @@ from wherry.api.call import Call
 from wherry.api.connection import JSON, Connection
 from wherry.api.router import Router
 from wherry.api.services import API_VERSION, Services
-from wherry.errors import NotModified
+from wherry.errors import InvalidParameter, NotModified
 
 IDLE = 300.0  # s a connection may be silent before and between requests, a half-sent head included; as in dockerd
 
@@ -69,6 +71,8 @@ class Server(HTTPServer):
         except Exception as exc:
             if isinstance(exc, ConnectionError) and (request.transport is None or request.transport.is_closing()):
                 raise  # the client is gone: nobody to answer
+            if isinstance(exc, (RequestPayloadError, HttpProcessingError)):
+                exc = InvalidParameter(f"the body of the request is broken: {' '.join(str(exc).split())}")
             return self._answer(call, what, exc)
         finally:
             if isinstance(request.protocol, Connection):

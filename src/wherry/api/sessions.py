@@ -14,7 +14,7 @@ from wherry.api.containers import window
 from wherry.api.hijack import MULTIPLEXED, MULTIPLEXED_SINCE, RAW, Session, hijack
 from wherry.api.router import Router
 from wherry.containers import attach as attaching
-from wherry.containers import execs, logs, wait
+from wherry.containers import execs, logs, stats, wait
 from wherry.errors import InvalidParameter
 from wherry.spec import engine
 
@@ -25,6 +25,7 @@ def add(router: Router) -> None:
     router.add("GET", "/containers/{name}/attach/ws", attach_websocket)
     router.add("POST", "/containers/{name}/attach", attach)
     router.add("GET", "/containers/{name}/logs", logs_)
+    router.add("GET", "/containers/{name}/stats", stats_)
     router.add("POST", "/containers/{name}/wait", wait_)
     router.add("POST", "/containers/{name}/exec", exec_create)
     router.add("POST", "/exec/{id}/start", exec_start)
@@ -69,6 +70,18 @@ async def logs_(call: Call) -> web.StreamResponse:
     response = await call.stream(MULTIPLEXED if framed else RAW, watch=following)
     async for chunk in stream:
         await response.write(chunk)
+    return response
+
+
+async def stats_(call: Call) -> web.StreamResponse:
+    """A document, or one a second."""
+    following = call.flag("stream", default=True)
+    found = await stats.open_stats(
+        call.services.containers, call["name"], stream=following, one_shot=call.flag("one-shot")
+    )
+    response = await call.stream(JSON)
+    async for document in found:
+        await response.write(msgspec.json.encode(document) + b"\n")
     return response
 
 

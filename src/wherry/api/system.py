@@ -8,13 +8,15 @@ from aiohttp import web
 
 from wherry.api import host
 from wherry.api.call import Call
+from wherry.api.images import users
 from wherry.api.missing import not_yet
 from wherry.api.router import Router
 from wherry.api.services import API_VERSION, MIN_API_VERSION, EngineFacts
 from wherry.containers import listing
 from wherry.containers.record import Status
 from wherry.errors import InvalidParameter
-from wherry.images import inspect as image_documents
+from wherry.filters import NONE
+from wherry.images.inspect import layers_size, list_images
 
 _NO_CACHE = {"Cache-Control": "no-cache, no-store, must-revalidate", "Pragma": "no-cache"}
 _USAGE = ("container", "image", "volume", "build-cache")
@@ -171,8 +173,9 @@ async def disk_usage(call: Call) -> web.StreamResponse:
     services = call.services
     found: dict[str, object] = {"LayersSize": 0}
     if "image" in asked:
-        usage = await image_documents.disk_usage(services.images, call.image_users())
-        found |= {"LayersSize": usage.layers, "Images": usage.images}
+        found["LayersSize"] = layers_size(services.images)
+        counts = {image_id: len(containers) for image_id, containers in users(call).items()}
+        found["Images"] = list_images(services.images, filters=NONE, shared_size=True, containers=counts)
     if "container" in asked:
         found["Containers"] = await listing.list_containers(services.containers, all=True, size=True)
     if "volume" in asked:

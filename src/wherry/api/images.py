@@ -1,0 +1,199 @@
+"""/images: pull, import, load and save, and looking at what is there."""
+
+import logging
+from collections.abc import AsyncIterator
+
+from aiohttp import web
+
+from wherry.aio import finish
+from wherry.api.call import TAR, Call
+from wherry.api.missing import not_yet
+from wherry.api.progress import Report, follow
+from wherry.api.router import Router
+from wherry.containers.record import Status
+from wherry.errors import InvalidParameter, NotSupported
+from wherry.images import import_ as importing
+from wherry.images import inspect as documents
+from wherry.images import load as loading
+from wherry.images import pull as pulling
+from wherry.images import remove as removing
+from wherry.images import save as saving
+from wherry.images import tag as tagging
+from wherry.spec.distribution import ANONYMOUS, Auth, decode_auth
+from wherry.spec.image import decode_platform
+
+_IN_USE = frozenset({Status.RUNNING, Status.PAUSED, Status.RESTARTING})
+
+log = logging.getLogger(__name__)
+
+
+def add(router: Router) -> None:
+    router.add("GET", "/images/json", list_)
+    router.add("GET", "/images/get", save)
+    router.add("GET", "/images/search", not_yet("searching registries"))
+    router.add("POST", "/images/create", create)
+    router.add("POST", "/images/load", load)
+    router.add("POST", "/images/prune", prune)
+    router.add("POST", "/images/bootstrap", bootstrap)
+    router.add("GET", "/images/{name}/json", inspect)
+    router.add("GET", "/images/{name}/history", history)
+    router.add("GET", "/images/{name}/get", save)
+    router.add("POST", "/images/{name}/tag", tag)
+    router.add("POST", "/images/{name}/push", not_yet("pushing images"))
+    router.add("DELETE", "/images/{name}", remove)
+    router.add("GET", "/distribution/{name}/json", not_yet("looking into registries"))
+
+
+async def list_(call: Call) -> web.StreamResponse:
+    return call.reply(
+        documents.list_images(
+            call.services.images,
+            all=call.flag("all"),
+            filters=call.filters(),
+            shared_size=call.flag("shared-size"),
+        )
+    )
+
+
+async def inspect(call: Call) -> web.StreamResponse:
+    return call.reply(documents.inspect(call.services.images, call["name"], platform=_platform(call)))
+
+
+async def history(call: Call) -> web.StreamResponse:
+    return call.reply(documents.history(call.services.images, call["name"], platform=_platform(call)))
+
+
+async def create(call: Call) -> web.StreamResponse:
+    return await (_pull(call) if call.text("fromImage") else _import(call))
+
+
+async def _pull(call: Call) -> web.StreamResponse:
+    name = call.text("fromImage").removesuffix(":")  # `pull -a` may leave one
+    tag = call.text("tag") or None
+    auth = _auth(call)
+
+    async def work(report: Report) -> None:
+        await pulling.pull(
+            call.services.images,
+            name,
+            tag=tag,
+            platform=call.text("platform") or None,
+            auth=auth,
+            progress=report,
+            all_tags=tag is None,
+        )
+
+    return await follow(call, work)
+
+
+def _auth(call: Call) -> Auth:
+    """As in Docker credentials that cannot be read count as none: the registry will say what it thinks of that."""
+    try:
+        return decode_auth(call.request.headers.get("X-Registry-Auth"))
+    except InvalidParameter as exc:
+        log.debug("%s", exc.message)
+        return ANONYMOUS
+
+
+async def _import(call: Call) -> web.StreamResponse:
+    source = call.text("fromSrc")
+    if source != "-":
+        raise NotSupported(
+            f"importing from {source} is not supported: download the archive and import the file"
+            if source
+            else "neither fromImage nor fromSrc is given: nothing to make an image from"
+        )
+
+    async def work(report: Report) -> None:
+        await importing.import_(
+            call.services.images,
+            _body(call),
+            source=source,
+            repository=call.text("repo"),
+            tag=call.text("tag"),
+            changes=call.texts("changes"),
+            message=call.text("message"),
+            platform=call.text("platform") or None,
+            progress=report,
+        )
+
+    return await follow(call, work)
+
+
+async def load(call: Call) -> web.StreamResponse:
+    async def work(report: Report) -> None:
+        await loading.load(
+            call.services.images, _body(call), quiet=call.flag("quiet"), platform=_platform(call), progress=report
+        )
+
+    return await follow(call, work)
+
+
+async def _body(call: Call) -> AsyncIterator[bytes]:
+    """What the client uploads, as it comes."""
+    async for chunk in call.request.content.iter_any():
+        yield chunk
+
+
+async def save(call: Call) -> web.StreamResponse:
+    names = [call["name"]] if "name" in call.path else call.texts("names")
+    chunks = saving.save(call.services.images, names, platform=_platform(call))
+    first = await anext(chunks)  # what cannot be read at all is an HTTP error
+    response = await call.stream(TAR, watch=False)
+    await response.write(first)
+    async for chunk in chunks:
+        await response.write(chunk)
+    return response
+
+
+async def tag(call: Call) -> web.StreamResponse:
+    await finish(
+        tagging.tag(call.services.images, call["name"], repository=call.text("repo"), tag=call.text("tag") or None)
+    )
+    return call.empty(201)
+
+
+async def remove(call: Call) -> web.StreamResponse:
+    removed = await finish(
+        removing.remove(
+            call.services.images,
+            call["name"],
+            force=call.flag("force"),
+            prune=not call.flag("noprune"),
+            in_use=users(call),
+        )
+    )
+    return call.reply(removed)
+
+
+async def prune(call: Call) -> web.StreamResponse:
+    return call.reply(await finish(removing.prune(call.services.images, call.filters(), in_use=users(call))))
+
+
+async def bootstrap(call: Call) -> web.StreamResponse:
+    """Our own: a base image from this machine's distribution packages."""
+    from wherry.images import bootstrap as bootstrapping
+
+    name = call.text("name")
+
+    async def work(report: Report) -> None:
+        await bootstrapping.bootstrap(call.services.images, name, progress=report)
+
+    return await follow(call, work)
+
+
+def users(call: Call) -> dict[str, list[removing.ContainerUse]]:
+    """Which containers were made from which image."""
+    found: dict[str, list[removing.ContainerUse]] = {}
+    for container in call.services.containers.store.all():
+        use = removing.ContainerUse(id=container.id, running=container.state.status in _IN_USE)
+        found.setdefault(container.image_id, []).append(use)
+    return found
+
+
+def _platform(call: Call) -> str | None:
+    """The `platform` parameter of API 1.48 and later: an OCI platform as JSON."""
+    text = call.text("platform")
+    if not text:
+        return None
+    return str(decode_platform(text)) if text.startswith("{") else text
