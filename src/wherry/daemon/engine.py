@@ -22,6 +22,7 @@ from wherry.containers.recover import recover as recover_containers
 from wherry.containers.store import ContainerStore
 from wherry.daemon.config import BUILT_IN_RUNTIMES, Config, find_init, find_runtimes
 from wherry.distribution.config import RegistryConfig
+from wherry.distribution.config import check as check_registries
 from wherry.errors import Failed
 from wherry.events import Events
 from wherry.images import deps as images
@@ -65,7 +66,7 @@ async def open_engine(config: Config) -> Engine:
     data_root, exec_root = Path(config.data_root), Path(config.exec_root)
     await settle(_make_directories, data_root, exec_root)
     runtimes = {
-        name: RuntimeSpec(name=name, path=entry.path, args=tuple(entry.runtime_args))
+        name: RuntimeSpec(path=entry.path, args=tuple(entry.runtime_args))
         for name, entry in find_runtimes(config).items()
     }
     default_runtime = config.default_runtime or next(
@@ -77,14 +78,17 @@ async def open_engine(config: Config) -> Engine:
     events, background = Events(), Background()
     content = await settle(ContentStore, data_root)
     snapshots = await settle(choose_snapshotter, data_root, config.storage_driver)
+    registry = RegistryConfig(mirrors=config.registry_mirrors, insecure=config.insecure_registries)
+    check_registries(registry)
     image_deps = await settle(
         lambda: images.build(
             state=state,
             events=events,
             content=content,
             snapshots=snapshots,
-            registry=RegistryConfig(mirrors=tuple(config.registry_mirrors), insecure=tuple(config.insecure_registries)),
+            registry=registry,
             work=data_root / "work",
+            downloads=config.max_concurrent_downloads,
         )
     )
     store = ContainerStore(state)

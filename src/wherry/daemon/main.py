@@ -10,14 +10,16 @@ from pathlib import Path
 
 import uvloop
 
-from wherry.api.app import build_app
-from wherry.api.listen import Listener, parse_listener, serve
+from wherry.api import listeners, routes
+from wherry.api.tls import server_context
 from wherry.daemon.config import DEFAULT_HOST, Config, parse_command_line
 from wherry.daemon.engine import open_engine
 from wherry.daemon.lock import PidFile, RootLock
 from wherry.errors import WherryError
 
 log = logging.getLogger("wherry.daemon")
+
+GRACE = 5.0  # s that requests under way may take when the daemon is told to stop
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,6 +62,7 @@ async def _run(config: Config) -> None:
     loop.add_signal_handler(
         signal.SIGHUP, log.info, "SIGHUP: the configuration is read at start only; restart to change"
     )
+    places = _listeners(config)
     async with AsyncExitStack() as down:
         data_lock = RootLock(Path(config.data_root))
         down.callback(data_lock.release)
@@ -69,24 +72,17 @@ async def _run(config: Config) -> None:
         down.callback(pid_file.remove)
         engine = await open_engine(config)
         down.push_async_callback(engine.close)
-        server = await serve(build_app(engine.services), _listeners(config))
-        down.push_async_callback(server.stop)
-        for host in config.hosts or [DEFAULT_HOST]:
-            log.info("API listen on %s", host.removeprefix("unix://"))
+        listening = await listeners.serve(routes.build(engine.services), places)
+        down.push_async_callback(listening.stop, GRACE)
+        for address in listening.addresses:
+            log.info("API listen on %s", address)
         await stop.wait()
         log.info("stopping; containers keep running")
 
 
-def _listeners(config: Config) -> list[Listener]:
-    return [
-        parse_listener(
-            host,
-            group=config.group,
-            tls=config.tls or config.tlsverify,
-            verify=config.tlsverify,
-            ca=config.tlscacert,
-            certificate=config.tlscert,
-            key=config.tlskey,
-        )
-        for host in config.hosts or [DEFAULT_HOST]
-    ]
+def _listeners(config: Config) -> list[listeners.Listener]:
+    context = None
+    if config.tls or config.tlsverify:
+        authority = Path(config.tlscacert) if config.tlsverify else None
+        context = server_context(Path(config.tlscert), Path(config.tlskey), authority)
+    return [listeners.parse(host, group=config.group, tls=context) for host in config.hosts or [DEFAULT_HOST]]

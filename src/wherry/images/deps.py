@@ -50,6 +50,7 @@ def build(
     snapshots: Snapshotter,
     registry: RegistryConfig,
     work: Path,
+    downloads: int = DOWNLOADS,
 ) -> Deps:
     """Load what is stored and put the room together (blocking). `recover.recover(deps)` comes next."""
     return Deps(
@@ -61,4 +62,5 @@ def build(
         leases=Leases(state),
         registry=registry,
         work=work,
+        downloads=asyncio.Semaphore(downloads),
     )
