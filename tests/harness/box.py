@@ -1,7 +1,8 @@
 """A box: network, mount and PID namespaces of its own, in which a daemon under test and everything it makes lives.
 
-The box is held by its first process (`holder.py`), whose standard input is a pipe from here: when the test run ends, however
-it ends, the pipe closes, the holder exits and the kernel takes down every process, mount and interface of the box.
+The box is held by its first process (`holder.py`), whose standard input is a pipe from here: when the test run ends,
+however it ends, the pipe closes, the holder exits and the kernel takes down every process, mount and interface of the
+box.
 Processes are named here by their PID *inside* the box; `proc(pid)` is where the outside sees their /proc entry.
 """
 
@@ -17,13 +18,19 @@ from typing import Self
 HOLDER = Path(__file__).with_name("holder.py")
 
 
+def _start_time(entry: Path) -> str:
+    return (entry / "stat").read_text().rpartition(")")[2].split()[19]
+
+
 class Box:
     """Made by entering the context; gone, with all that is in it, on leaving."""
 
     def __enter__(self) -> Self:
         self._unshare = subprocess.Popen(
-            ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "slave"]
-            + [sys.executable, "-I", "-S", str(HOLDER)],
+            [
+                *("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
+                *("--propagation", "slave", sys.executable, "-I", "-S", str(HOLDER)),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -109,22 +116,22 @@ class Box:
             return False
 
     def host_pid(self, pid: int) -> int | None:
-        """The same process's PID outside; None when it is gone."""
-        wanted = [str(pid)]
+        """The same process's PID outside, whichever PID namespace below the box it is in; None when it is gone."""
+        try:
+            started = _start_time(self.proc(pid))
+        except (FileNotFoundError, ProcessLookupError):
+            return None
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
             try:
                 status = (entry / "status").read_text()
-                line = next(line for line in status.splitlines() if line.startswith("NSpid:"))
-                if line.split()[2:3] == wanted and os.readlink(entry / "ns/pid") == self._pid_namespace():
+                numbers = next(line for line in status.splitlines() if line.startswith("NSpid:")).split()
+                if str(pid) in numbers[2:3] and _start_time(entry) == started:
                     return int(entry.name)
             except (FileNotFoundError, ProcessLookupError, StopIteration):
                 continue
         return None
-
-    def _pid_namespace(self) -> str:
-        return os.readlink(f"/proc/{self.holder}/ns/pid")
 
     def kill(self, pid: int, signum: int = signal.SIGKILL) -> None:
         """Send a signal to a process of the box; no error when it is gone."""
