@@ -250,8 +250,6 @@ def remove(config: BridgeConfig) -> None:
                 raise
 
 
-def others_route(table: str, tables: Sequence[str]) -> bool:
-    """True when some other engine on this host relies on forwarding as well: another daemon of ours, or a dockerd."""
-    if any(name.startswith("wherry") and name != table for name in tables):
-        return True
+def docker_present() -> bool:
+    """True when a dockerd uses this network namespace: it relies on forwarding as well."""
     return "docker0" in (name for _, name in socket.if_nameindex())

@@ -31,6 +31,8 @@ from wherry.network.ports import ANY4, PROTOCOLS
 
 log = logging.getLogger(__name__)
 
+PREFIX = "wherry"  # of every table of ours, whichever daemon's
+GUARD = "the host routes for containers only"
 FOREIGN_TABLE, FOREIGN_CHAIN = "filter", "FORWARD"  # what iptables-nft writes
 
 
@@ -80,7 +82,7 @@ def render(table: str, networks: Sequence[BridgeRules], published: Iterable[Elem
     masqueraded = _elements(str(subnet) for n in networks if n.masquerade for subnet in n.subnets)
     anywhere = _elements(_entry(e) for e in entries if e.set == "published")
     somewhere = _elements(_entry(e) for e in entries if e.set == "published_at")
-    guard = 'meta iifkind != "bridge" meta oifkind != "bridge" drop' if guarded else ""
+    guard = f'meta iifkind != "bridge" meta oifkind != "bridge" drop comment "{GUARD}"' if guarded else ""
     return f"""\
 table ip {table}
 delete table ip {table}
@@ -165,6 +167,8 @@ class Firewall:
             try:
                 self._nft().change(self.table, add=elements)
                 self._generation += 1
+            except FileNotFoundError:
+                self._load()  # somebody took the maps away: write what ought to be there
             except BaseException:
                 for element in elements:
                     self._published.pop((element.set, element.key), None)
@@ -183,6 +187,17 @@ class Firewall:
                 if exc.errno != errno.ENOENT:
                     raise
                 self._load()  # somebody took something away: write what ought to be there
+
+    def others(self) -> tuple[bool, bool]:
+        """Whether other daemons of ours have tables here, and whether one of these guards the forwarding.
+
+        Raises OSError.
+        """
+        with self._lock:
+            nft = self._nft()
+            tables = [name for name in nft.tables() if name.startswith(PREFIX) and name != self.table]
+            guard = any(GUARD.encode() in rule.comment for table in tables for rule in nft.rules(table, "forward"))
+            return bool(tables), guard
 
     def forget(self, flows: Iterable[Message]) -> None:
         """Delete flows from the connection tracking (kernel/conntrack.py); none such is no error. Raises OSError."""

@@ -15,14 +15,15 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import msgspec
 
 from wherry.aio import settle
 from wherry.errors import Conflict, Failed, InvalidParameter, NotFound, WherryError
-from wherry.ids import generate, is_prefix, short
+from wherry.ids import ContainerID, generate, is_prefix, short
 from wherry.kernel import conntrack
-from wherry.kernel.nftables import Element, Nftables
+from wherry.kernel.nftables import Element
 from wherry.network import bridge, documents, ipam
 from wherry.network.bridge import Attachment, BridgeConfig
 from wherry.network.documents import NetworkRecord
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 
 BRIDGE, HOST, NONE = "bridge", "host", "none"
 DRIVERS = {BRIDGE: "bridge", HOST: "host", NONE: "null"}
-FORWARDING_KEY = "network/forwarding"  # in table settings: it was we who made the host a router
+FORWARDING_KEY = "network/forwarding"  # in table settings: the boot in which we made the host a router
 INSTANCE_LIMIT = bridge.NAME_LIMIT - len("wh-")
 _INSTANCE = re.compile(r"[a-z0-9]+\Z")
 _SETUP = "failed to set up container networking"  # how Docker's message begins
@@ -110,7 +111,7 @@ class Networks:
 
     # -- start and stop
 
-    async def start(self, running: Mapping[str, Sequence[Port]]) -> None:
+    async def start(self, running: Mapping[ContainerID, Sequence[Port]]) -> None:
         """Make or adopt bridge and firewall, take over what the containers in `running` hold, drop every other row.
 
         Idempotent. Raises Failed, NotSupported, InvalidParameter.
@@ -124,7 +125,7 @@ class Networks:
         for container_id, row in rows.items():
             await self._adopt(container_id, row)
 
-    def _load(self, running: Mapping[str, Sequence[Port]]) -> dict[str, Row]:
+    def _load(self, running: Mapping[ContainerID, Sequence[Port]]) -> dict[str, Row]:
         """Read the state; rows of containers that run."""
         records = [msgspec.json.decode(raw, type=NetworkRecord) for raw in self._state.rows("networks").values()]
         self._records = {record.name: record for record in records if record.name in DRIVERS}
@@ -174,13 +175,21 @@ class Networks:
             bridge.set_forwarding(enable=True)
 
     def _guards(self) -> bool:
-        """True when the host routes only because of us, now or since an earlier run; remembered in the state."""
-        if FORWARDING_KEY in self._state.rows("settings"):
-            return True
-        if not self.config.ip_forward or bridge.forwarding():
+        """True when the host routes only because of us: since now, an earlier run, or another daemon of ours.
+
+        Remembered in the state for as long as the host is up: after that its settings are its own again.
+        """
+        if not self.config.ip_forward:
             return False
-        self._state.write(Put("settings", FORWARDING_KEY, b"1"))
-        return True
+        boot = _boot_id()
+        guarded = (
+            not bridge.forwarding()
+            or self._state.rows("settings").get(FORWARDING_KEY) == boot
+            or self._firewall.others()[1]
+        )
+        if guarded:
+            self._state.write(Put("settings", FORWARDING_KEY, boot))
+        return guarded
 
     def _options(self, driver: BridgeConfig) -> dict[str, str]:
         prefix = "com.docker.network"
@@ -238,11 +247,10 @@ class Networks:
         self._routed_loopback = False
 
     def _stop_forwarding(self) -> None:
-        if FORWARDING_KEY not in self._state.rows("settings"):
+        """The last of us switches it off."""
+        if self._state.rows("settings").get(FORWARDING_KEY) != _boot_id():
             return
-        with Nftables() as nft:
-            needed = bridge.others_route(self._firewall.table, nft.tables())
-        if not needed:
+        if not self._firewall.others()[0] and not bridge.docker_present():
             bridge.set_forwarding(enable=False)
         self._state.write(Delete("settings", FORWARDING_KEY))
 
@@ -467,6 +475,10 @@ def _driver(config: NetworkConfig) -> BridgeConfig | None:
 
 def _elements(row: Row) -> list[Element]:
     return [published_element(port, row.endpoint.ip) for port in row.ports if ":" not in port.host_ip]
+
+
+def _boot_id() -> bytes:
+    return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
 
 
 def _relay(held: Held, target: str) -> Relay:

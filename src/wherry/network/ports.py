@@ -76,7 +76,7 @@ def parse_ports(
     if publish_all:
         wanted = {parse_port(key) for key in (*(exposed or ()), *(port_bindings or ()))}
         requests += [PortRequest(container_port=port, protocol=protocol) for port, protocol in wanted - bound]
-    return sorted(requests, key=lambda r: (r.first != r.last, r.first == 0, r.container_port, r.protocol, r.first))
+    return sorted(requests, key=lambda r: (r.first == 0, r.first != r.last, r.container_port, r.protocol, r.first))
 
 
 def _request(port: int, protocol: str, binding: PortBinding) -> PortRequest:
