@@ -45,6 +45,8 @@ class Exec:
     exit_code: int | None = None
     pid: int = 0
     handle: ExecHandle | None = None
+    ready: asyncio.Event = field(default_factory=asyncio.Event)  # set once it has started, or has failed to
+    finished: float = 0.0  # monotonic s; 0 while it has not ended
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,6 @@
 import errno
 import logging
 import os
-import shutil
 import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ from wherry import ids
 from wherry.errors import Conflict, InvalidParameter
 from wherry.kernel.files import openat2, rename_noreplace
 from wherry.kernel.mount import Mount, open_detached
+from wherry.storage.tree import measure, remove_tree
 from wherry.volumes.copy_up import copy_attributes, copy_tree
 from wherry.volumes.record import Volume
 
@@ -47,29 +47,20 @@ def move_away(directory: Path, doomed: Path) -> None:
 
 def delete(doomed: Path) -> None:
     """Delete a directory that was moved away; what cannot be deleted is logged and tried again at the next start."""
+    try:
+        remove_tree(doomed)
+    except FileNotFoundError:
+        pass
+    except OSError as exc:
+        log.warning("cannot delete %s of a removed volume: %s", exc.filename or doomed, exc.strerror)
 
-    def report(_: object, path: str, failure: tuple[type[BaseException], BaseException, object]) -> None:
-        if not isinstance(failure[1], FileNotFoundError):
-            log.warning("cannot delete %s of a removed volume: %s", path, failure[1])
 
-    shutil.rmtree(doomed, onerror=report)
-
-
-def tree_size(directory: Path) -> int:
-    """Bytes of all files below, those with several names counted once; what vanishes meanwhile is left out."""
-    total = 0
-    seen: set[tuple[int, int]] = set()
-    todo = [str(directory)]
-    while todo:
-        with suppress(OSError), os.scandir(todo.pop()) as entries:
-            for entry in entries:
-                info = entry.stat(follow_symlinks=False)
-                if stat.S_ISDIR(info.st_mode):
-                    todo.append(entry.path)
-                elif info.st_nlink == 1 or (info.st_dev, info.st_ino) not in seen:
-                    seen.add((info.st_dev, info.st_ino))
-                    total += info.st_size
-    return total
+def size(directory: Path) -> int:
+    """Bytes of all files below, those with several names counted once; 0 for what is not there."""
+    try:
+        return measure(directory).bytes
+    except FileNotFoundError:
+        return 0
 
 
 def fill(data: Path, own: Path, rootfs: Sequence[Mount], destination: str) -> None:
@@ -111,7 +102,7 @@ def populate(data: Path, own: Path, rootfs: int, destination: str) -> None:
 
 def _copy_in(origin: int, own: Path, data: Path) -> None:
     copy, ready = own / "_copy", own / "_ready"
-    shutil.rmtree(copy, ignore_errors=True)
+    _clear(copy)
     own.mkdir(mode=0o701, exist_ok=True)
     copy.mkdir(mode=0o700)
     try:
@@ -121,7 +112,7 @@ def _copy_in(origin: int, own: Path, data: Path) -> None:
         finally:
             os.close(target)
     except BaseException:
-        shutil.rmtree(copy, ignore_errors=True)
+        _clear(copy)
         raise
     copy.rename(ready)
     move_in(ready, data)
@@ -148,7 +139,12 @@ def move_in(ready: Path, data: Path) -> None:
             os.close(target)
     finally:
         os.close(source)
-    shutil.rmtree(ready, ignore_errors=True)
+    _clear(ready)
+
+
+def _clear(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        remove_tree(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +179,7 @@ def make_again(root: Path, volume: Volume) -> None:
     own = root / volume.name
     data = Path(volume.device) if volume.device else own / "_data"
     try:
-        shutil.rmtree(own / "_copy", ignore_errors=True)
+        _clear(own / "_copy")
         if not (own / "_data").is_dir():
             make(root, volume.name)
         if (own / "_ready").is_dir() and data.is_dir():

@@ -249,7 +249,7 @@ class Volumes:
 
     async def size(self, name: str) -> int:
         """Bytes in the volume's own directory; 0 for one that shows a directory of the host."""
-        return 0 if self.get(name).device else await settle(files.tree_size, self._data(name))
+        return 0 if self.get(name).device else await settle(files.size, self._data(name))
 
     async def disk_usage(self) -> Sequence[dict[str, object]]:
         """The documents of all volumes with `UsageData`, for `system df`."""

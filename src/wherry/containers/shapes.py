@@ -1,0 +1,185 @@
+"""Pieces of Docker's documents that inspect and list share: times, words for durations, ports, mounts, endpoints."""
+
+import time
+from collections.abc import Mapping
+
+from wherry.containers.record import Container, MountPoint, Status
+from wherry.network.endpoint import Endpoint
+from wherry.spec.engine import EndpointSettings
+
+Document = dict[str, object]
+
+NEVER = "0001-01-01T00:00:00Z"
+_SECOND = 10**9  # ns
+
+
+def rfc3339_nano(ns: int) -> str:
+    """A time in ns since the epoch as Docker writes it: UTC, no trailing zeros; 0 is never."""
+    if ns == 0:
+        return NEVER
+    seconds, fraction = divmod(ns, _SECOND)
+    digits = f".{fraction:09d}".rstrip("0") if fraction else ""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + digits + "Z"
+
+
+def human_duration(ns: int) -> str:
+    """Docker's words for a length of time."""
+    seconds = max(ns, 0) // _SECOND
+    if seconds < 1:
+        return "Less than a second"
+    if seconds == 1:
+        return "1 second"
+    if seconds < 60:
+        return f"{seconds} seconds"
+    if (minutes := seconds // 60) == 1:
+        return "About a minute"
+    if minutes < 60:
+        return f"{minutes} minutes"
+    if (hours := (seconds + 1800) // 3600) == 1:
+        return "About an hour"
+    if hours < 48:
+        return f"{hours} hours"
+    if hours < 24 * 7 * 2:
+        return f"{hours // 24} days"
+    if hours < 24 * 30 * 2:
+        return f"{hours // 24 // 7} weeks"
+    if hours < 24 * 365 * 2:
+        return f"{hours // 24 // 30} months"
+    return f"{seconds // 3600 // 24 // 365} years"
+
+
+def human_status(container: Container, now: int) -> str:
+    """The STATUS column of ps. `now` in ns since the epoch."""
+    state = container.state
+    match state.status:
+        case Status.RUNNING:
+            return f"Up {human_duration(now - state.started_at)}"
+        case Status.PAUSED:
+            return f"Up {human_duration(now - state.started_at)} (Paused)"
+        case Status.RESTARTING:
+            return f"Restarting ({state.exit_code}) {human_duration(now - state.finished_at)} ago"
+        case Status.REMOVING:
+            return "Removal In Progress"
+        case Status.DEAD:
+            return "Dead"
+    if state.started_at == 0:
+        return "Created"
+    return f"Exited ({state.exit_code}) {human_duration(now - state.finished_at)} ago"
+
+
+def network_mode(container: Container) -> str:
+    """The mode with its default spelt out."""
+    mode = container.host_config.network_mode
+    return "bridge" if mode in ("", "default") else mode
+
+
+def mounts(container: Container) -> list[Document]:
+    """MountPoint documents. As in Docker `--tmpfs` is not among them, `--mount type=tmpfs` is."""
+    hidden = container.host_config.tmpfs or {}
+    return [_mount(point) for point in container.mounts if point.type != "tmpfs" or point.destination not in hidden]
+
+
+def _mount(point: MountPoint) -> Document:
+    document: Document = {"Type": point.type}
+    if point.name:
+        document["Name"] = point.name
+    document["Source"] = point.source
+    document["Destination"] = point.destination
+    if point.driver:
+        document["Driver"] = point.driver
+    document["Mode"] = point.mode
+    document["RW"] = point.rw
+    document["Propagation"] = point.propagation
+    return document
+
+
+def networks(container: Container) -> dict[str, Document]:
+    """EndpointSettings by network name: as they are while it runs, else as they were asked for."""
+    asked = container.networking.endpoints_config or {}
+    if container.endpoints:
+        return {each.network: _endpoint(asked.get(each.network), each) for each in container.endpoints}
+    mode = network_mode(container)
+    if mode.startswith("container:"):
+        return {}
+    return {mode: _endpoint(asked.get(mode), None)}
+
+
+def _endpoint(asked: EndpointSettings | None, found: Endpoint | None) -> Document:
+    ipam: Mapping[str, str] | None = None
+    if asked is not None and asked.ipam_config is not None:
+        config = asked.ipam_config
+        ipam = {
+            key: value
+            for key, value in (("IPv4Address", config.ipv4_address), ("IPv6Address", config.ipv6_address))
+            if value
+        }
+    return {
+        "IPAMConfig": ipam,
+        "Links": asked.links if asked else None,
+        "Aliases": asked.aliases if asked else None,
+        "MacAddress": found.mac if found else asked.mac_address if asked else "",
+        "DriverOpts": asked.driver_opts if asked else None,
+        "GwPriority": asked.gw_priority if asked else 0,
+        "NetworkID": found.network_id if found else "",
+        "EndpointID": found.endpoint_id if found else "",
+        "Gateway": found.gateway if found else "",
+        "IPAddress": found.ip if found else "",
+        "IPPrefixLen": found.prefix if found else 0,
+        "IPv6Gateway": found.gateway6 if found else "",
+        "GlobalIPv6Address": found.ip6 if found else "",
+        "GlobalIPv6PrefixLen": found.prefix6 if found else 0,
+        "DNSNames": None,
+    }
+
+
+def has_ports(container: Container) -> bool:
+    """Ports mean something: it runs, and has a network stack of its own."""
+    return container.running and bool(container.endpoints) and network_mode(container) not in ("host", "none")
+
+
+def port_map(container: Container) -> dict[str, list[Document] | None]:
+    """`NetworkSettings.Ports`: container port -> where it is published; None for one that is only exposed."""
+    found: dict[str, list[Document] | None] = {}
+    if not has_ports(container):
+        return found
+    for port in container.ports:
+        bindings = found.setdefault(f"{port.container_port}/{port.protocol}", [])
+        assert bindings is not None
+        bindings.append({"HostIp": port.host_ip, "HostPort": str(port.host_port)})
+    for exposed in container.config.exposed_ports or {}:
+        for key in expand_port(exposed):
+            found.setdefault(key, None)
+    return found
+
+
+def port_list(container: Container) -> list[Document]:
+    """`Ports` of the list: one entry for each published address, and one for each port that is only exposed."""
+    if not has_ports(container):
+        return []
+    found: list[Document] = []
+    published: set[str] = set()
+    for port in container.ports:
+        published.add(f"{port.container_port}/{port.protocol}")
+        found.append(
+            {
+                "IP": port.host_ip,
+                "PrivatePort": port.container_port,
+                "PublicPort": port.host_port,
+                "Type": port.protocol,
+            }
+        )
+    for exposed in container.config.exposed_ports or {}:
+        for key in expand_port(exposed):
+            if key not in published:
+                number, _, protocol = key.partition("/")
+                found.append({"PrivatePort": int(number), "Type": protocol})
+    return found
+
+
+def expand_port(text: str) -> list[str]:
+    """`80` -> `80/tcp`; `80-82/udp` -> one for each. What is no port gives nothing."""
+    numbers, _, protocol = text.partition("/")
+    first, _, last = numbers.partition("-")
+    if not first.isdecimal() or (last and not last.isdecimal()):
+        return []
+    return [f"{number}/{protocol or 'tcp'}" for number in range(int(first), int(last or first) + 1)]
