@@ -13,7 +13,7 @@ NOT_FOUND = pytest.param(127, ["no-such-program"], marks=pytest.mark.not_dockerd
 EXEC = {"AttachStdin": True, "AttachStdout": True, "AttachStderr": True}
 
 
-# -- attach -------------------------------------------------------------------------------------------------------------
+# -- attach ------------------------------------------------------------------------------------------------------------
 
 
 def test_attach_is_framed_without_a_terminal(engine: Engine) -> None:
@@ -187,7 +187,7 @@ def test_attach_by_the_clients_shows_output_and_returns_the_code(cli: Cli) -> No
     assert out in (b"bye\n", b"")
 
 
-# -- exec ---------------------------------------------------------------------------------------------------------------
+# -- exec --------------------------------------------------------------------------------------------------------------
 
 
 def test_exec_runs_in_the_container_and_returns_the_code(cli: Cli) -> None:

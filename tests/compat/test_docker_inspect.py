@@ -13,7 +13,7 @@ from harness.engine import Cli, Engine
 SLEEP = ("busybox", "sleep", "600")
 
 
-# -- ps -----------------------------------------------------------------------------------------------------------------
+# -- ps ----------------------------------------------------------------------------------------------------------------
 
 
 def names(cli: Cli, *flags: str) -> list[str]:
@@ -134,7 +134,7 @@ def test_summary_document(engine: Engine) -> None:
     assert (mount["Type"], mount["Name"], mount["Destination"], mount["RW"]) == ("volume", "vol", "/v", True)
 
 
-# -- inspect ------------------------------------------------------------------------------------------------------------
+# -- inspect -----------------------------------------------------------------------------------------------------------
 
 # Keys of the answer in API 1.41 that are there in every later version too.
 TOP = {
@@ -233,7 +233,7 @@ def test_inspect_by_the_clients(cli: Cli) -> None:
     assert "No such object: ghost" in done.err
 
 
-# -- events -------------------------------------------------------------------------------------------------------------
+# -- events ------------------------------------------------------------------------------------------------------------
 
 
 def test_the_events_of_a_life_in_order(engine: Engine) -> None:
@@ -297,7 +297,7 @@ def test_exec_events_name_the_command(engine: Engine) -> None:
     assert actions == ["exec_create: echo hello", "exec_start: echo hello", "exec_die"]
 
 
-# -- the daemon itself --------------------------------------------------------------------------------------------------
+# -- the daemon itself -------------------------------------------------------------------------------------------------
 
 
 def test_ping_carries_the_versions(engine: Engine) -> None:

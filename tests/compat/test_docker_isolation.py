@@ -28,7 +28,7 @@ def cgroup(engine: Engine, name: str, v1: str, v2: str) -> str:
     return (Path("/sys/fs/cgroup") / controller / path.lstrip("/") / file).read_text().strip()
 
 
-# -- capabilities, seccomp, masks ---------------------------------------------------------------------------------------
+# -- capabilities, seccomp, masks --------------------------------------------------------------------------------------
 
 
 def test_the_default_capabilities_are_dockers(cli: Cli) -> None:
@@ -154,7 +154,7 @@ def test_privileged_has_what_the_machine_has(cli: Cli) -> None:
     assert cli("run", "--rm", "--privileged", "busybox", "grep", "Seccomp:", "/proc/self/status").text.split()[1] == "0"
 
 
-# -- limits -------------------------------------------------------------------------------------------------------------
+# -- limits ------------------------------------------------------------------------------------------------------------
 
 
 def test_memory_limits_are_in_the_cgroup(cli: Cli, engine: Engine) -> None:

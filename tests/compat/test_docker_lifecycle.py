@@ -156,7 +156,7 @@ def test_a_paused_container_can_be_stopped(cli: Cli, engine: Engine) -> None:
     assert engine.state("frozen")["Status"] == "exited"
 
 
-# -- wait ---------------------------------------------------------------------------------------------------------------
+# -- wait --------------------------------------------------------------------------------------------------------------
 
 
 def test_wait_prints_the_exit_code(cli: Cli) -> None:
@@ -207,7 +207,7 @@ def test_wait_for_a_container_that_is_not_there(cli: Cli) -> None:
     assert "No such container: ghost" in done.err
 
 
-# -- rm, rename ---------------------------------------------------------------------------------------------------------
+# -- rm, rename --------------------------------------------------------------------------------------------------------
 
 
 def test_rm_of_a_running_container_is_refused_and_f_kills_it(cli: Cli, engine: Engine) -> None:
@@ -274,7 +274,7 @@ def test_several_containers_at_once_answer_in_order_and_report_each_failure(cli:
     assert "No such container: ghost" in done.err
 
 
-# -- restart policies ---------------------------------------------------------------------------------------------------
+# -- restart policies --------------------------------------------------------------------------------------------------
 
 
 def test_on_failure_restarts_so_many_times_and_gives_up(engine: Engine) -> None:
@@ -318,7 +318,7 @@ def test_restart_with_rm_is_refused(cli: Cli) -> None:
     assert "onflicting options" in done.err or "can't create 'AutoRemove' container with restart policy" in done.err
 
 
-# -- top, resize --------------------------------------------------------------------------------------------------------
+# -- top, resize -------------------------------------------------------------------------------------------------------
 
 
 def test_top_shows_the_containers_processes(cli: Cli) -> None:

@@ -89,7 +89,7 @@ def _differs(pid: int, other: int) -> bool:
     return os.readlink(f"/proc/{pid}/ns/net") != os.readlink(f"/proc/{other}/ns/net")
 
 
-# -- modes --------------------------------------------------------------------------------------------------------------
+# -- modes -------------------------------------------------------------------------------------------------------------
 
 
 def test_bridge_gives_an_address_a_gateway_and_a_route(cli: Cli) -> None:
@@ -191,7 +191,7 @@ def test_outbound_traffic_is_masqueraded(cli: Cli, engine: Engine, outside: int)
     assert listener.communicate(timeout=20)[0].strip() == HERE
 
 
-# -- published ports ----------------------------------------------------------------------------------------------------
+# -- published ports ---------------------------------------------------------------------------------------------------
 
 
 def test_a_published_port_answers_everywhere(engine: Engine, cli: Cli, outside: int) -> None:
@@ -357,7 +357,7 @@ def test_the_daemon_refuses_a_wrong_port_itself(engine: Engine, port: str) -> No
     assert port.lstrip("-") in answer.message or "port" in answer.message.lower()
 
 
-# -- the network verbs --------------------------------------------------------------------------------------------------
+# -- the network verbs -------------------------------------------------------------------------------------------------
 
 
 def test_the_three_networks_are_listed_and_inspected(cli: Cli, engine: Engine) -> None:

@@ -164,7 +164,7 @@ def test_a_symlink_in_the_image_does_not_lead_a_mount_out(engine: Engine, folder
     engine.docker("rmi", image)
 
 
-# -- the volume verbs ---------------------------------------------------------------------------------------------------
+# -- the volume verbs --------------------------------------------------------------------------------------------------
 
 
 def test_create_inspect_list_remove(cli: Cli) -> None:

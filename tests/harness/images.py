@@ -222,6 +222,7 @@ def layered() -> Image:
     )
     over = tar(
         [
+            directory("data", mode=0o750, uid=7, gid=8),
             Entry(name="data/.wh.gone"),
             directory("opaque"),
             Entry(name="opaque/.wh..wh..opq"),
