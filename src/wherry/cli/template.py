@@ -8,6 +8,7 @@ print as `{a b}`, have the optional fields the engine leaves out, and are always
 
 from __future__ import annotations
 
+from wherry.cli.listing import Row
 from wherry.cli.template_functions import FUNCTIONS, OPTIONAL, GoMap, go_string, truth, typed
 from wherry.cli.template_parse import Node, Parser, TemplateError
 
@@ -16,21 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Any
 
-__all__ = ["Row", "Template", "TemplateError", "parse"]
-
-
-class Row:
-    """Something with computed fields: `fields` by name, each a value or, where it takes arguments, a callable."""
-
-    type_name = "*formatter.Context"
-
-    def get(self, name: str) -> Any:
-        """The field's value; KeyError when there is none."""
-        raise KeyError(name)
-
-    def as_json(self) -> dict[str, Any]:
-        """What `{{json .}}` prints."""
-        raise NotImplementedError
+__all__ = ["Template", "TemplateError", "parse"]
 
 
 class _Break(Exception):
@@ -66,8 +53,7 @@ class _Execution:
         self.out: list[str] = []
 
     def fail(self, node: Node, message: str) -> TemplateError:
-        source = node.source if len(node.source) <= 20 else node.source[:20] + "..."
-        return TemplateError(f'template: :{node.at[0]}:{node.at[1]}: executing "" at <{source}>: {message}')
+        return TemplateError(f'template: :{node.at[0]}:{node.at[1]}: executing "" at <{node.source}>: {message}')
 
     def walk(self, nodes: list[Node], dot: Any) -> None:
         for node in nodes:
@@ -78,7 +64,7 @@ class _Execution:
                 assert isinstance(pipe, Node)
                 value = self.pipe(pipe, dot)
                 if not pipe.parts[0]:
-                    self.out.append("<no value>" if value is None else go_string(value))
+                    self.out.append(self.no_value(pipe) if value is None else go_string(value))
             elif node.kind == "range":
                 self.range(node, dot)
             elif node.kind == "break":
@@ -87,6 +73,13 @@ class _Execution:
                 raise _Continue
             else:
                 self.branch(node, dot)
+
+    def no_value(self, pipe: Node) -> str:
+        """A field that is null prints otherwise than nothing at all."""
+        commands = pipe.parts[2]
+        assert isinstance(commands, list)
+        operands = commands[-1].parts[0]
+        return "<nil>" if operands[0].kind in ("field", "chain") else "<no value>"
 
     def branch(self, node: Node, dot: Any) -> None:
         pipe, body, otherwise = node.parts
@@ -234,6 +227,8 @@ class _Execution:
     def fields(self, node: Node, value: Any, names: list[str], arguments: list[Any] | None) -> Any:
         for number, name in enumerate(names):
             given = arguments if number == len(names) - 1 else None
+            if value is None and number and names[number - 1] in OPTIONAL:
+                raise self.fail(node, f'map has no entry for key "{names[number - 1]}"')
             value = self.field(node, value, name, given or [])
         if not names and arguments:
             raise self.fail(node, f"can't give argument to non-function {node.source}")

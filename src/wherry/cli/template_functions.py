@@ -12,8 +12,12 @@ if TYPE_CHECKING:
 # Objects the engine answers that are maps in Docker's types; all others are structs.
 MAP_FIELDS = frozenset(
     "Annotations Containers Data DriverOpts ExposedPorts GenericResources Labels Networks Options Ports"
-    " PortBindings Runtimes StorageOpt Sysctls Tmpfs Volumes IndexConfigs Attributes Status AuxiliaryAddresses"
+    " PortBindings Runtimes StorageOpt Sysctls Tmpfs Volumes IndexConfigs Attributes AuxiliaryAddresses"
     " Details GwPriority Metadata".split()
+)
+
+STRING_MAPS = frozenset(
+    "Annotations Attributes AuxiliaryAddresses Data Details DriverOpts Labels Options StorageOpt Sysctls Tmpfs".split()
 )
 
 # Fields of Docker's types that are left out of JSON when empty, and what a template sees instead.
@@ -66,8 +70,14 @@ LIST_FIELDS = frozenset(
 class GoMap(dict[str, "Any"]):
     """A dict that is a map in Go: keys print, and empty ones are false."""
 
+    of_strings = False
 
-class NilMap(GoMap):
+
+class StringMap(GoMap):
+    of_strings = True
+
+
+class NilMap(StringMap):
     """A map that was null or left out: empty, and null again in JSON."""
 
 
@@ -79,8 +89,11 @@ def typed(key: str, value: Any) -> Any:
     """`value` as the Go type of the field `key` would have it."""
     if value is None:
         return NilMap() if key in MAP_FIELDS else NilList() if key in LIST_FIELDS else None
-    if isinstance(value, dict) and key in MAP_FIELDS and not isinstance(value, GoMap):
-        return GoMap(value)
+    if isinstance(value, dict) and not isinstance(value, GoMap):
+        if key in STRING_MAPS or (key == "Config" and all(isinstance(item, str) for item in value.values())):
+            return StringMap(value)  # a log driver's Config is a map, a container's is not
+        if key in MAP_FIELDS:
+            return GoMap(value)
     return value
 
 
@@ -134,12 +147,12 @@ def go_float(value: float) -> str:
 
 
 def to_json(value: Any) -> str:
-    from wherry.cli.template import Row
+    from wherry.cli.listing import Row
     from wherry.client.jsontext import dumps
 
     if isinstance(value, NilMap | NilList):
         return "null"
-    return dumps(value.as_json() if isinstance(value, Row) else value)
+    return dumps(value.as_json(), html=True) if isinstance(value, Row) else dumps(value)
 
 
 def _text(value: Any) -> str:
@@ -208,7 +221,7 @@ def index(value: Any, *keys: Any) -> Any:
             if not isinstance(key, str):
                 raise TemplateError(f"value has type {type_of(key)}; should be string")
             if key not in value:
-                value = "" if all(isinstance(item, str) for item in value.values()) else None
+                value = "" if isinstance(value, GoMap) and value.of_strings else None
                 continue
             value = typed(key, value[key])
         elif isinstance(value, list | str):

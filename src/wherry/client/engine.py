@@ -94,6 +94,12 @@ class Call:
         else:
             self._stream.close()
 
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    def pending(self) -> bool:
+        return self._stream.pending()
+
     def chunks(self) -> Iterator[bytes]:
         try:
             yield from self.response.chunks()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 RECEIVE = 1 << 18  # bytes asked for at a time
 MAX_HEAD = 1 << 16  # bytes in a response head
 AF_UNIX, AF_INET6, SOCK_STREAM, SHUT_WR = 1, 10, 1, 1
+MSG_DONTWAIT = 0x40
 NO_BODY = frozenset({204, 304})
 
 
@@ -60,6 +61,15 @@ class Stream:
 
     def send(self, data: bytes | bytearray | memoryview) -> None:
         self.socket.sendall(data)
+
+    def send_some(self, data: bytes | bytearray | memoryview) -> int:
+        """As much as fits without waiting; how much that was. A peer that is gone takes everything."""
+        try:
+            return self.socket.send(data, MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+        except (BrokenPipeError, ConnectionResetError):
+            return len(data)
 
     def close_write(self) -> None:
         """Say that no more is sent; the other direction goes on. Idempotent."""
@@ -171,6 +181,10 @@ class Response:
         """Bytes that came with the head of a hijacked connection."""
         early, self._buffer = self._buffer, b""
         return early
+
+    def buffered(self) -> bool:
+        """Is a part of the body here already?"""
+        return bool(self._buffer)
 
     def chunks(self) -> Iterator[bytes]:
         """The body as it arrives; HTTPError when it is cut short."""

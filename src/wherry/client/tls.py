@@ -81,6 +81,14 @@ class TLSStream(Stream):
             self._flush()
             view = view[sent:]
 
+    def send_some(self, data: bytes | bytearray | memoryview) -> int:
+        # An encrypted record cannot be taken back: this waits for the socket instead.
+        try:
+            self.send(data)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        return len(data)
+
     def close_write(self) -> None:
         try:
             self._tls.unwrap()

@@ -1,0 +1,1 @@
+"""One module per command or family; each has COMMANDS, and is imported only when its command runs."""

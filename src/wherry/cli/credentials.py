@@ -1,0 +1,163 @@
+"""Who the user is to a registry: config.json's `auths`, `credsStore` and `credHelpers`, and X-Registry-Auth.
+
+A helper is a program `docker-credential-NAME` that answers `get`, `store` and `erase` on its standard input.
+"""
+
+from __future__ import annotations
+
+import binascii
+import os
+
+from wherry.cli.names import INDEX_SERVER
+from wherry.client import jsontext
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from wherry.cli.command import CLI
+
+TOKEN_USER = "<token>"  # what helpers answer as user name when the secret is an identity token
+HELPER_SECONDS = 60
+
+
+class HelperError(Exception):
+    """A credential helper refused or is missing."""
+
+
+def base64url(data: bytes) -> str:
+    return binascii.b2a_base64(data, newline=False).decode().replace("+", "-").replace("/", "_")
+
+
+def encode_auth(auth: dict[str, Any]) -> str:
+    """The value of X-Registry-Auth."""
+    return base64url(jsontext.dumps(auth).encode())
+
+
+def hostname_of(server: str) -> str:
+    """The registry's host, from a key of `auths` in any of its historic forms."""
+    return server.removeprefix("http://").removeprefix("https://").partition("/")[0]
+
+
+def helper_of(cli: CLI, server: str) -> str | None:
+    helpers = cli.config.get("credHelpers")
+    if isinstance(helpers, dict) and server in helpers:
+        return str(helpers[server])
+    store = cli.config.get("credsStore")
+    return str(store) if store else None
+
+
+def run_helper(name: str, action: str, given: str) -> str:
+    """HelperError with what the helper said."""
+    import subprocess
+
+    program = f"docker-credential-{name}"
+    try:
+        done = subprocess.run(
+            [program, action], input=given.encode(), capture_output=True, timeout=HELPER_SECONDS, check=False
+        )
+    except FileNotFoundError:
+        raise HelperError(
+            f'error getting credentials - err: exec: "{program}": executable file not found in $PATH, out: ``'
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise HelperError(f"error getting credentials - {program} did not answer") from None
+    output = done.stdout.decode("utf-8", "replace").strip()
+    if done.returncode:
+        raise HelperError(output or f"{program} exited with status {done.returncode}")
+    return output
+
+
+def auth_for(cli: CLI, server: str) -> dict[str, Any]:
+    """The credentials for a registry; {} when there are none."""
+    if helper := helper_of(cli, server):
+        try:
+            answer = jsontext.loads(run_helper(helper, "get", server))
+        except (HelperError, jsontext.JSONError):
+            return {}
+        user, secret = str(answer.get("Username", "")), str(answer.get("Secret", ""))
+        if user == TOKEN_USER:
+            return {"identitytoken": secret, "serveraddress": server}
+        return {"username": user, "password": secret, "serveraddress": server} if user else {}
+    auths = cli.config.get("auths")
+    if not isinstance(auths, dict):
+        return {}
+    entry = auths.get(server)
+    if entry is None:
+        entry = next((value for key, value in auths.items() if hostname_of(key) == hostname_of(server)), None)
+    return _decode_entry(entry, server) if isinstance(entry, dict) else {}
+
+
+def _decode_entry(entry: dict[str, Any], server: str) -> dict[str, Any]:
+    auth: dict[str, Any] = {"serveraddress": server}
+    for name in ("username", "password", "identitytoken", "registrytoken"):
+        if entry.get(name):
+            auth[name] = entry[name]
+    if encoded := entry.get("auth"):
+        try:
+            user, colon, password = binascii.a2b_base64(str(encoded)).decode("utf-8").partition(":")
+        except (binascii.Error, UnicodeDecodeError):
+            return {}
+        if colon:
+            auth["username"], auth["password"] = user, password.rstrip("\0")
+    return auth if len(auth) > 1 else {}
+
+
+def registry_header(cli: CLI, server: str) -> dict[str, str]:
+    return {"X-Registry-Auth": encode_auth(auth_for(cli, server))}
+
+
+def save_config(cli: CLI, config: dict[str, Any]) -> None:
+    """Replace config.json in one step, readable by the user alone."""
+    directory = cli.config_directory
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    path = os.path.realpath(f"{directory}/config.json")
+    text = jsontext.indent(jsontext.dumps(config), "\t")
+    temporary = f"{path}.{os.getpid()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(text.encode())
+        os.replace(temporary, path)
+    except OSError:
+        os.unlink(temporary)
+        raise
+
+
+def store(cli: CLI, server: str, user: str, secret: str, *, is_token: bool) -> str | None:
+    """Remember credentials; the path of the file when they are in it unencrypted, None when a helper has them."""
+    config = {**cli.config}
+    auths = dict(config.get("auths") or {})
+    if helper := helper_of(cli, server):
+        given = {"ServerURL": server, "Username": TOKEN_USER if is_token else user, "Secret": secret}
+        run_helper(helper, "store", jsontext.dumps(given))
+        auths[server] = {}
+    elif is_token:
+        auths[server] = {"auth": _basic(user, ""), "identitytoken": secret}
+    else:
+        auths[server] = {"auth": _basic(user, secret)}
+    config["auths"] = auths
+    save_config(cli, config)
+    return None if helper else f"{cli.config_directory}/config.json"
+
+
+def _basic(user: str, password: str) -> str:
+    return binascii.b2a_base64(f"{user}:{password}".encode(), newline=False).decode()
+
+
+def erase(cli: CLI, server: str) -> None:
+    """Forget credentials, in every form of the registry's name."""
+    if helper := helper_of(cli, server):
+        run_helper(helper, "erase", server)
+    auths = dict(cli.config.get("auths") or {})
+    host = hostname_of(server)
+    kept = {key: value for key, value in auths.items() if key != server and hostname_of(key) != host}
+    if kept != auths:
+        save_config(cli, {**cli.config, "auths": kept})
+
+
+def default_server(name: str | None) -> str:
+    """Docker Hub for no name and for its own names; a URL loses its scheme and path."""
+    if not name or name in ("docker.io", "index.docker.io", "registry-1.docker.io", INDEX_SERVER):
+        return INDEX_SERVER
+    return hostname_of(name)
