@@ -1,0 +1,1 @@
+"""What the tests of images and distribution share: a registry in process, and images made in memory."""
