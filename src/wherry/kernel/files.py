@@ -33,6 +33,21 @@ IN_ROOT = int(Resolve.IN_ROOT | Resolve.NO_MAGICLINKS)
 BENEATH_NO_SYMLINKS = int(Resolve.BENEATH | Resolve.NO_SYMLINKS)
 
 
+class closing:  # noqa: N801 - reads like contextlib.closing
+    """`with closing(os.open(…)) as fd:`"""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> int:
+        return self._fd
+
+    def __exit__(self, *exc: object) -> None:
+        os.close(self._fd)
+
+
 class _How(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
@@ -69,11 +84,8 @@ def syncfs(fd: int) -> None:
 
 def fsync_directory(path: str | os.PathLike[str]) -> None:
     """Make the entries of a directory durable (a rename into it, an unlink from it)."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def clone_file(source_fd: int, target_fd: int) -> bool:

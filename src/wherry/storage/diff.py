@@ -6,28 +6,34 @@ Synchronous; minutes for a large layer.
 """
 
 import contextlib
+import enum
 import io
 import json
 import os
 import select
+import stat
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from wherry.digest import DiffID
-from wherry.errors import Failed, Unavailable
+from wherry.errors import Failed, InvalidParameter, Unavailable
 from wherry.kernel.mount import open_detached
 from wherry.storage import compression
+from wherry.storage.archive import show
+from wherry.storage.archive_writer import Out, TarWriter
 from wherry.storage.compression import Limits
 from wherry.storage.confined import Errors, Order
-from wherry.storage.extract import Whiteouts, mark_opaque
+from wherry.storage.extract import OPAQUE, WHITEOUT, Whiteouts, is_whiteout, mark_opaque
+from wherry.storage.pack import Packer, kept_xattrs, open_directory, open_file
 from wherry.storage.snapshot import Snapshotter
+from wherry.storage.tree import list_directory, walk
 
 APPLY_TIMEOUT = 3600.0  # seconds for one layer
 _BOOT = "import sys,json;sys.path[:]=json.loads(sys.argv.pop(1));from wherry.storage.confined import main;main()"
@@ -238,3 +244,238 @@ def _readable(blob: BinaryIO | int) -> Iterator[int]:
     finally:
         os.close(read_end)
         thread.join()
+
+
+# Making a layer
+
+
+class Change(enum.IntEnum):
+    """With the API's numbers."""
+
+    MODIFIED = 0
+    ADDED = 1
+    DELETED = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    diff_id: DiffID
+    size: int  # bytes of the uncompressed archive
+    entries: int
+
+
+def write_tree(root: int | Path, out: Out, *, include_root: bool = False) -> Written:
+    """Everything below the directory `root` as one archive, in a fixed order; with the root itself as `./` if asked."""
+    with _directory(root) as fd:
+        writer = TarWriter(out)
+        packer = Packer(writer)
+        if include_root:
+            packer.add(fd, b".", b"./", os.fstat(fd))
+        for listing in walk(fd):
+            prefix = listing.path + b"/" if listing.path else b""
+            for base, found in listing.entries:
+                packer.add(listing.fd, base, prefix + base, found)
+        writer.finish()
+    return Written(writer.diff_id, writer.size, packer.entries)
+
+
+def write_diff(snapshots: Snapshotter, key: str, out: Out) -> Written:
+    """What the snapshot `key` changed on its parent, as a layer: uncompressed, in a fixed order, times in seconds.
+
+    InvalidParameter when a file's name begins with `.wh.`: in a layer it would delete another one.
+    """
+    with _both(snapshots, key) as (upper, below):
+        writer = TarWriter(out)
+        packer = Packer(writer)
+        if _differs(os.fstat(upper), os.fstat(below)):
+            packer.add(upper, b".", b"./", os.fstat(upper))
+        if snapshots.whiteouts is Whiteouts.OVERLAY:
+            _pack_upper(packer, upper)
+        else:
+            _pack_compared(packer, upper, _without(_compare(upper, below), upper, snapshots.placeholders(key)))
+        writer.finish()
+    return Written(writer.diff_id, writer.size, packer.entries)
+
+
+def changes(snapshots: Snapshotter, key: str) -> list[tuple[Change, str]]:
+    """What `docker diff` shows: absolute paths in order, with the directories that hold a change as modified."""
+    with _both(snapshots, key) as (upper, below):
+        if snapshots.whiteouts is Whiteouts.OVERLAY:
+            found = _changes_overlay(upper, below)
+        else:
+            found = _without(_compare(upper, below), upper, snapshots.placeholders(key))
+        known = {path: change for change, path in found}
+    for path in list(known):
+        while path := path.rpartition(b"/")[0]:
+            known.setdefault(path, Change.MODIFIED)
+    return [(known[path], "/" + os.fsdecode(path)) for path in sorted(known)]
+
+
+@contextlib.contextmanager
+def _directory(root: int | Path) -> Iterator[int]:
+    if isinstance(root, int):
+        yield root
+        return
+    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _both(snapshots: Snapshotter, key: str) -> Iterator[tuple[int, int]]:
+    """fds of what `key` holds, and of the tree below it."""
+    mounts = snapshots.base(key)
+    with _directory(snapshots.upper(key)) as upper:
+        below = open_detached(mounts)
+        try:
+            yield upper, below
+        finally:
+            os.close(below)
+
+
+def _pack_upper(packer: Packer, upper: int) -> None:
+    """Overlay keeps the changes by themselves, with its own marks for deletions."""
+    for listing in walk(upper):
+        prefix = listing.path + b"/" if listing.path else b""
+        if listing.path and _is_opaque(listing.fd):
+            packer.add_whiteout(prefix + OPAQUE)
+        for base, found in listing.entries:
+            if is_whiteout(found):
+                packer.add_whiteout(prefix + WHITEOUT + base)
+            else:
+                _refuse_whiteout_name(prefix, base)
+                packer.add(listing.fd, base, prefix + base, found)
+
+
+def _pack_compared(packer: Packer, new: int, changed: Iterable[tuple[Change, bytes]]) -> None:
+    """A directory without a change of its own is written when something in it changed."""
+    written: set[bytes] = {b""}
+    for change, path in changed:
+        directory, _, base = path.rpartition(b"/")
+        _write_parents(packer, new, directory, written)
+        prefix = directory + b"/" if directory else b""
+        if change is Change.DELETED:
+            packer.add_whiteout(prefix + WHITEOUT + base)
+            continue
+        _refuse_whiteout_name(prefix, base)
+        with contextlib.suppress(FileNotFoundError):
+            fd = open_directory(new, directory)
+            try:
+                packer.add(fd, base, path, os.stat(base, dir_fd=fd, follow_symlinks=False))
+            finally:
+                os.close(fd)
+        written.add(path)
+
+
+def _write_parents(packer: Packer, root: int, directory: bytes, written: set[bytes]) -> None:
+    missing = []
+    while directory not in written:
+        missing.append(directory)
+        written.add(directory)
+        directory = directory.rpartition(b"/")[0]
+    for path in reversed(missing):
+        with contextlib.suppress(FileNotFoundError):
+            fd = open_directory(root, path)
+            try:
+                packer.add(fd, b".", path, os.fstat(fd))
+            finally:
+                os.close(fd)
+
+
+def _refuse_whiteout_name(prefix: bytes, base: bytes) -> None:
+    if base.startswith(WHITEOUT):
+        raise InvalidParameter(f"{show(prefix + base)} cannot be put into a layer: there such a name means a deletion")
+
+
+def _is_opaque(fd: int) -> bool:
+    try:
+        return os.getxattr(fd, "trusted.overlay.opaque") == b"y"
+    except OSError:
+        return False
+
+
+def _without(
+    changed: Iterable[tuple[Change, bytes]], root: int, placeholders: frozenset[bytes]
+) -> Iterator[tuple[Change, bytes]]:
+    """`changed` less the placeholders that nobody wrote to."""
+    for change, path in changed:
+        if path in placeholders and change is Change.ADDED:
+            found = os.stat(path, dir_fd=root, follow_symlinks=False)
+            if not (stat.S_ISREG(found.st_mode) and found.st_size):
+                continue
+        yield change, path
+
+
+def _compare(new: int, old: int) -> Iterator[tuple[Change, bytes]]:
+    """Differences between two trees; a directory comes before what is in it."""
+    for listing in walk(new):
+        prefix = listing.path + b"/" if listing.path else b""
+        try:
+            old_fd = open_directory(old, listing.path)
+        except OSError:
+            yield from ((Change.ADDED, prefix + base) for base, _ in listing.entries)
+            continue
+        try:
+            before = dict(list_directory(old_fd))
+            for base, found in listing.entries:
+                was = before.pop(base, None)
+                if was is None:
+                    yield Change.ADDED, prefix + base
+                elif _differs(found, was) or _content_differs(listing.fd, old_fd, base, found):
+                    yield Change.MODIFIED, prefix + base
+            yield from ((Change.DELETED, prefix + base) for base in before)
+        finally:
+            os.close(old_fd)
+
+
+def _changes_overlay(upper: int, below: int) -> Iterator[tuple[Change, bytes]]:
+    for listing in walk(upper):
+        prefix = listing.path + b"/" if listing.path else b""
+        try:
+            old_fd = open_directory(below, listing.path)
+        except OSError:
+            before = {}
+        else:
+            try:
+                before = dict(list_directory(old_fd))
+            finally:
+                os.close(old_fd)
+        for base, found in listing.entries:
+            was = before.pop(base, None)
+            if is_whiteout(found):
+                if was is not None:
+                    yield Change.DELETED, prefix + base
+            elif was is None:
+                yield Change.ADDED, prefix + base
+            elif not stat.S_ISDIR(found.st_mode) or _differs(found, was):
+                yield Change.MODIFIED, prefix + base
+        if listing.path and _is_opaque(listing.fd):
+            yield from ((Change.DELETED, prefix + base) for base in before)
+
+
+def _differs(new: os.stat_result, old: os.stat_result) -> bool:
+    """Two lstat results of one path; a directory's times and size say nothing about the directory itself."""
+    if (new.st_mode, new.st_uid, new.st_gid) != (old.st_mode, old.st_uid, old.st_gid):
+        return True
+    if stat.S_ISDIR(new.st_mode):
+        return False
+    return (new.st_mtime_ns, new.st_size, new.st_rdev) != (old.st_mtime_ns, old.st_size, old.st_rdev)
+
+
+def _content_differs(new_fd: int, old_fd: int, base: bytes, found: os.stat_result) -> bool:
+    """What lstat does not show: the target of a symbolic link, extended attributes."""
+    try:
+        if stat.S_ISLNK(found.st_mode):
+            return os.readlink(base, dir_fd=new_fd) != os.readlink(base, dir_fd=old_fd)
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            return False
+        new, old = open_file(new_fd, base), open_file(old_fd, base)
+    except OSError:
+        return True
+    try:
+        return kept_xattrs(new) != kept_xattrs(old)
+    finally:
+        os.close(new)
+        os.close(old)

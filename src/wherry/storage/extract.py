@@ -183,7 +183,7 @@ class Extractor:
         except FileExistsError:
             found = os.stat(base, dir_fd=parent, follow_symlinks=False)
             if not stat.S_ISDIR(found.st_mode):
-                if self._whiteouts is Whiteouts.OVERLAY and _is_whiteout(found):
+                if self._whiteouts is Whiteouts.OVERLAY and is_whiteout(found):
                     self.opaque.add(path)  # deleted, then made anew: what is below stays deleted
                 self._clear(parent, base, entry, directory=True)
                 os.mkdir(base, 0o700, dir_fd=parent)
@@ -217,7 +217,7 @@ class Extractor:
             found = os.stat(name or b".", dir_fd=source, follow_symlinks=False)
             if stat.S_ISDIR(found.st_mode):
                 raise InvalidParameter(f"entry {show(entry.name)}: hard link to the directory {show(entry.link)}")
-            if self._whiteouts is Whiteouts.OVERLAY and _is_whiteout(found):
+            if self._whiteouts is Whiteouts.OVERLAY and is_whiteout(found):
                 raise self._absent(entry)
             self._link(entry, source, name, parent, base, found)
         except FileNotFoundError as exc:
@@ -350,7 +350,7 @@ class Extractor:
             if self._whiteouts is Whiteouts.APPLY:
                 old = path not in self._unpacked
             else:
-                old = self._whiteouts is Whiteouts.OVERLAY and _is_whiteout(found)
+                old = self._whiteouts is Whiteouts.OVERLAY and is_whiteout(found)
             if not old:
                 what = "a symbolic link to nowhere" if stat.S_ISLNK(found.st_mode) else "no directory"
                 raise InvalidParameter(f"an entry lies in {show(path)}, which is {what}")
@@ -501,7 +501,8 @@ def mark_opaque(root: int, directories: set[bytes]) -> None:
                 os.close(fd)
 
 
-def _is_whiteout(found: os.stat_result) -> bool:
+def is_whiteout(found: os.stat_result) -> bool:
+    """True for what overlayfs writes where a file of the layers below was deleted."""
     return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
 
 

@@ -45,14 +45,23 @@ class Snapshotter(Protocol):
 
     def parent_of_key(self, key: str) -> ChainID | None: ...
 
-    def prepare(self, key: str, parent: ChainID | None) -> None:
-        """A new writable snapshot on `parent`: of a container, or for a layer to be extracted."""
+    def prepare(self, key: str, parent: ChainID | None, *, container: bool = False) -> None:
+        """A new writable snapshot on `parent`: for a layer to be extracted, or of a container.
+
+        A container's has the mount points of `placeholders.py`, which do not count as changes.
+        """
 
     def mounts(self, key: str) -> list[Mount]:
         """The writable root file system of `key`. Never mount one key twice at a time: see `peek`."""
 
     def peek(self, key: str) -> list[Mount]:
         """The same tree read-only; allowed while `mounts(key)` is mounted. Changes made meanwhile may be missed."""
+
+    def base(self, key: str) -> list[Mount]:
+        """The read-only tree that `key` was prepared on, a container's placeholders included."""
+
+    def placeholders(self, key: str) -> frozenset[bytes]:
+        """Paths in `upper(key)` that are no change as long as they are empty."""
 
     def view(self, chain: ChainID | None) -> list[Mount]:
         """The read-only tree of `chain`; None is the empty tree."""
@@ -154,16 +163,16 @@ class DirectoryStore:
         except FileNotFoundError:
             raise NotFound(f"no such snapshot: {key}") from None
 
-    def prepare(self, key: str, parent: ChainID | None) -> None:
+    def prepare(self, key: str, parent: ChainID | None, *, container: bool = False) -> None:
         path, making = self.key_path(key), self._rw / f".{key}-{os.urandom(4).hex()}"
         if path.exists():
             raise Conflict(f"snapshot {key} exists already")
-        below = self.stack(parent)
+        self.stack(parent)  # NotFound before anything is made
         try:
             self._trace("make")
             making.mkdir(mode=0o700)
             (making / "parent").write_text(parent or "")
-            self._fill(making, below)
+            self._fill(making, parent, container=container)
             self._trace("appear")
             files.rename_noreplace(os.fspath(making), os.fspath(path))
         except FileExistsError:
@@ -173,7 +182,7 @@ class DirectoryStore:
             self._trash.discard(making)
             raise Failed(f"cannot prepare snapshot {key}: {exc.strerror}") from exc
 
-    def _fill(self, directory: Path, below: list[Path]) -> None:
+    def _fill(self, directory: Path, parent: ChainID | None, *, container: bool) -> None:
         """Make `diff` and what else the driver needs in the new snapshot `directory`."""
         raise NotImplementedError
 
