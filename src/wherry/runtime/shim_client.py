@@ -29,6 +29,7 @@ from wherry.kernel import cgroup
 from wherry.kernel.mount import Mount
 from wherry.runtime import frames, security
 from wherry.runtime.cleanup import clean_up
+from wherry.runtime.filters import Filters
 from wherry.runtime.oci import RuntimeSpec
 from wherry.runtime.requests import LogSpec, Size
 from wherry.runtime.zygote_client import Zygote
@@ -325,6 +326,7 @@ class Shims:
     def __init__(self, exec_root: Path) -> None:
         self._root = exec_root / "shims"
         self._zygote = Zygote()
+        self._filters = Filters(exec_root)
         self._shims: dict[str, Shim] = {}  # those whose end was not dealt with yet
         self._processes: dict[str, _Process] = {}  # shim process by container, until it is gone
         self._tasks: set[asyncio.Task[None]] = set()
@@ -364,12 +366,13 @@ class Shims:
         words. Then, as after a cancellation, nothing is left.
         """
         await self.forget(spec.id)
+        oci_spec = await settle(self._filters.apply, spec.spec, spec.runtime)
         directory = self.directory(spec.id)
         directory.mkdir(mode=0o700, parents=True)
         control = _Control()
         try:
             await self._fork(directory, control, netns)
-            control.send({**_create_document(spec), "op": "create"})
+            control.send({**_create_document(spec), "op": "create", "spec": oci_spec})
             hello = await control.hello
         except BaseException as exc:
             words = _last_words(directory)
@@ -552,7 +555,6 @@ def _remove(directory: Path) -> None:
 def _create_document(spec: ShimSpec) -> Document:
     return {
         "id": spec.id,
-        "spec": spec.spec,
         "rootfs": [{"type": each.type, "source": each.source, "options": each.options} for each in spec.rootfs],
         "runtime": {"path": spec.runtime.path, "args": spec.runtime.args},
         "log": {**asdict(spec.log), "attrs": dict(spec.log.attrs)},
