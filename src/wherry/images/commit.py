@@ -38,6 +38,8 @@ async def commit(
     command = " ".join(words(created_by if created_by is None or isinstance(created_by, str) else list(created_by)))
     async with leased(deps, f"commit {key}") as lease:
         await lease.protect(digests=base.blobs, chains=[layer.chain for layer in base.layers])
+        if deps.store.find(image_id) is None:  # removed in the moment before
+            raise NotFound(f"No such image: {image_id}")
 
         def write(out: Out) -> None:
             write_diff(deps.snapshots, key, out)
