@@ -11,7 +11,6 @@ from wherry.ids import is_name
 from wherry.spec.engine import ContainerConfig, CreateContainer, HostConfig, LogConfig, Resources, words
 
 MINIMUM_MEMORY = 6 << 20  # bytes; Docker's own floor
-DEFAULT_SHM_SIZE = 64 << 20  # bytes
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9])?\Z")
 _RESTART = ("no", "always", "on-failure", "unless-stopped")
 LOG_DRIVERS = ("json-file", "none")
@@ -201,7 +200,7 @@ def _check_log_options(config: LogConfig) -> None:
     log_limits(config)
 
 
-def with_defaults(host: HostConfig, *, runtime: str, log: LogConfig) -> HostConfig:
+def with_defaults(host: HostConfig, *, runtime: str, log: LogConfig, cgroup_v2: bool, shm_size: int) -> HostConfig:
     """What the daemon decides when the request leaves it open, as inspect shows it."""
     return msgspec.structs.replace(
         host,
@@ -209,8 +208,8 @@ def with_defaults(host: HostConfig, *, runtime: str, log: LogConfig) -> HostConf
         log_config=LogConfig(type=host.log_config.type or log.type, config=host.log_config.config or log.config or {}),
         network_mode=host.network_mode or "default",
         ipc_mode=host.ipc_mode or "private",
-        cgroupns_mode=host.cgroupns_mode or "host",
-        shm_size=host.shm_size or DEFAULT_SHM_SIZE,
+        cgroupns_mode=host.cgroupns_mode or ("private" if cgroup_v2 else "host"),
+        shm_size=host.shm_size or shm_size,
         memory_swap=host.memory_swap or 2 * host.memory,
         restart_policy=msgspec.structs.replace(host.restart_policy, name=host.restart_policy.name or "no"),
     )

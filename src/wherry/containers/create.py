@@ -24,6 +24,7 @@ from wherry.containers.spec import check_security
 from wherry.errors import InvalidParameter
 from wherry.ids import ContainerID, generate, short
 from wherry.images.store import Image
+from wherry.kernel import cgroup
 from wherry.network.files import check_dns, parse_extra_host
 from wherry.spec.engine import ContainerConfig, CreateContainer, HostConfig, LogConfig, words
 
@@ -44,13 +45,15 @@ async def create(deps: Deps, body: CreateContainer, *, name: str | None, platfor
         raise InvalidParameter("no image specified: the request must name an image")
     image = deps.images.store.get(body.image, platform=platform)
     settings = deps.settings
-    config = checks.merge(checks.split_request(body), image.config.config or ContainerConfig())
+    config = checks.merge(checks.split_request(body), image.config.config)
     checks.check_config(config)
     checks.check_host(body.host_config, settings.runtimes)
     host = checks.with_defaults(
         body.host_config,
         runtime=settings.default_runtime,
         log=LogConfig(type=settings.log_driver, config=dict(settings.log_options)),
+        cgroup_v2=cgroup.layout() is cgroup.Layout.V2,
+        shm_size=settings.default_shm_size,
     )
     container = _draft(deps, body, config, host, image, name)
     warnings = _check_all(deps, container)

@@ -81,7 +81,10 @@ def test_log_limits_are_read_with_their_units():
 
 
 def test_defaults_are_what_inspect_shows():
-    host = checks.with_defaults(HostConfig(memory=64 << 20), runtime="crun", log=LogConfig(type="json-file"))
+    host = checks.with_defaults(
+        HostConfig(memory=64 << 20), runtime="crun", log=LogConfig(type="json-file"), cgroup_v2=True, shm_size=64 << 20
+    )
+    assert host.cgroupns_mode == "private"
     assert (host.runtime, host.network_mode, host.ipc_mode) == ("crun", "default", "private")
     assert (host.memory_swap, host.shm_size, host.restart_policy.name) == (128 << 20, 64 << 20, "no")
     assert host.log_config == LogConfig(type="json-file", config={})

@@ -1,0 +1,149 @@
+"""From a container's record to what the runtime room is asked for: mounts, namespaces to join, log, runtime."""
+
+from pathlib import Path
+
+from wherry.containers.config import log_limits
+from wherry.containers.deps import Deps
+from wherry.containers.files import NAMES
+from wherry.containers.record import Container, MountPoint
+from wherry.containers.sandbox import joined
+from wherry.errors import Conflict, InvalidParameter
+from wherry.kernel import cgroup
+from wherry.runtime import devices, resources, security
+from wherry.runtime.shim_client import LogSpec, Shim, ShimSpec
+from wherry.runtime.spec import SANDBOX, SpecInput, SpecMount, bind_options, build, tmpfs_options
+
+
+def check_security(deps: Deps, container: Container) -> list[str]:
+    """What create can already say about privileges and limits: warnings; raises InvalidParameter or Failed."""
+    host = container.host_config
+    try:
+        _, warnings = security.capabilities(host.cap_add or (), host.cap_drop or (), privileged=host.privileged)
+    except InvalidParameter as exc:
+        which = "CapDrop" if _only_drop_fails(host.cap_add or ()) else "CapAdd"
+        raise InvalidParameter(f"invalid {which}: {exc.message}") from exc
+    security.parse_options(host.security_opt or (), privileged=host.privileged)
+    resources.build(host, numbers=dict.fromkeys(devices.limited_paths(host), (0, 0)))  # for its checks
+    if _wants_init(deps, container) and not deps.settings.init_path:
+        raise InvalidParameter(
+            "no init program found for --init: install one (Debian: apt-get install tini) or set init-path"
+        )
+    return warnings
+
+
+def _only_drop_fails(added: list[str] | tuple[str, ...]) -> bool:
+    try:
+        security.capabilities(added, (), privileged=False)
+    except InvalidParameter:
+        return False
+    return True
+
+
+def _wants_init(deps: Deps, container: Container) -> bool:
+    init = container.host_config.init
+    return deps.settings.init_always if init is None else init
+
+
+def shim_spec(deps: Deps, container: Container) -> ShimSpec:
+    """Everything one run needs. Reads /dev and the state of containers to join; raises in Docker's words."""
+    config, host, settings = container.config, container.host_config, deps.settings
+    parent = host.cgroup_parent or settings.cgroup_parent
+    built = build(
+        SpecInput(
+            id=container.id,
+            args=[container.path, *container.args],
+            config=config,
+            host_config=host,
+            mounts=_mounts(deps, container),
+            netns=_network_namespace(deps, container),
+            ipcns=_namespace(deps, host.ipc_mode, "ipc"),
+            pidns=_namespace(deps, host.pid_mode, "pid"),
+            cgroups_path=f"/{parent.strip('/')}/{container.id}",
+            cgroup_v2=cgroup.layout() is cgroup.Layout.V2,
+            devices=devices.for_container(host),
+            block_devices=devices.numbers(devices.limited_paths(host)),
+            init_path=settings.init_path if _wants_init(deps, container) else "",
+            shm_size=settings.default_shm_size,
+        )
+    )
+    size = host.console_size
+    return ShimSpec(
+        id=container.id,
+        spec=built.spec,
+        rootfs=deps.snapshots.mounts(container.id),
+        runtime=settings.runtimes[container.runtime],
+        log=_log(container),
+        user=config.user,
+        group_add=host.group_add or (),
+        tty=config.tty,
+        open_stdin=config.open_stdin,
+        stdin_once=config.stdin_once,
+        console_size=(size[0], size[1]) if size and len(size) == 2 and all(size) else None,
+    )
+
+
+def _log(container: Container) -> LogSpec:
+    given = container.host_config.log_config
+    if given.type == "none":
+        return LogSpec(driver="none")
+    max_size, max_file = log_limits(given)
+    return LogSpec(path=container.log_path, max_size=max_size, max_file=max_file, attrs=_log_attributes(container))
+
+
+def _log_attributes(container: Container) -> dict[str, str]:
+    """The labels and variables that log-opts `labels` and `env` name."""
+    options = container.host_config.log_config.config or {}
+    labels = container.config.labels or {}
+    variables = dict(entry.partition("=")[::2] for entry in container.config.env or [])
+    return {
+        **{name: labels[name] for name in options.get("labels", "").split(",") if name in labels},
+        **{name: variables[name] for name in options.get("env", "").split(",") if name in variables},
+    }
+
+
+def _network_namespace(deps: Deps, container: Container) -> str:
+    if container.host_config.network_mode == "host":
+        return ""
+    other = joined(container)
+    return SANDBOX if other is None else _running(deps, other, "network").netns_path
+
+
+def _namespace(deps: Deps, mode: str, kind: str) -> str:
+    """Path of the namespace of another container that `container:x` names; "" for every other mode."""
+    if not mode.startswith("container:"):
+        return ""
+    return _running(deps, mode.removeprefix("container:"), kind).namespace_path(kind)
+
+
+def _running(deps: Deps, name: str, kind: str) -> Shim:
+    other = deps.store.resolve(name)
+    shim = deps.live_of(other).shim
+    if shim is None:
+        raise Conflict(f"cannot join {kind} namespace of a non running container: {other.id}")
+    return shim
+
+
+def _mounts(deps: Deps, container: Container) -> list[SpecMount]:
+    """The files of ours, then the user's mounts over them."""
+    covered = {point.destination for point in container.mounts}
+    other = joined(container)
+    owner = container if other is None else deps.store.resolve(other)
+    directory = deps.settings.directory(owner)
+    own = [_own_file(directory, name, path) for name, path in NAMES.items() if path not in covered]
+    return [*own, *(_mount(point) for point in container.mounts)]
+
+
+def _own_file(directory: Path, name: str, path: str) -> SpecMount:
+    return SpecMount(destination=path, type="bind", source=str(directory / name), options=bind_options(read_only=False))
+
+
+def _mount(point: MountPoint) -> SpecMount:
+    if point.type == "tmpfs":
+        options = point.options if point.rw or "ro" in point.options else (*point.options, "ro")
+        return SpecMount(destination=point.destination, type="tmpfs", source="tmpfs", options=tmpfs_options(options))
+    return SpecMount(
+        destination=point.destination,
+        type="bind",
+        source=point.source,
+        options=bind_options(read_only=not point.rw, propagation=point.propagation, recursive=point.recursive),
+    )
