@@ -264,7 +264,7 @@ class TarReader:
         self._headers_left -= 1
         if self._headers_left < 0:
             raise InvalidParameter(f"{self._what}: more than {self._max_headers} entries")
-        stored = self._number(block[148:156], "checksum", block)
+        stored = _octal(_cut(block[148:156]).strip(b" "))
         if stored != (found := _sum(block)) and stored != _signed_sum(block, found):
             raise self._error(_cut(block[:100]), "its header is damaged (wrong checksum), or this is no tar archive")
 
@@ -457,19 +457,17 @@ class TarReader:
 
     def _number(self, field: bytes, what: str, block: bytes) -> int:
         """Octal text, or base 256 when the top bit is set."""
-        text = field.partition(b"\0")[0].strip(b" ")
-        if text.isdigit():
-            try:
-                return int(text, 8)
-            except ValueError:
-                pass
-        elif field[0] & 0x80:
+        text = _cut(field).strip(b" ")
+        value = _octal(text)
+        if value is not None:
+            return value
+        if field[0] & 0x80:
             bits = len(field) * 8 - 1
             value = int.from_bytes(field, "big") & (1 << bits) - 1
             return value - (1 << bits) if value >> bits - 1 else value
-        elif not text:
+        if not text:
             return 0
-        raise self._error(_cut(block[:100]), f"its {what} is {show(field)}, no number")
+        raise self._error(_cut(block[:100]), f"its {what} is {show(text)}, no number")
 
     def _time(self, value: bytes, entry: Entry) -> int:
         whole, _, fraction = value.partition(b".")
@@ -523,6 +521,15 @@ def chunks(read: Callable[[int], bytes], size: int = 1 << 18) -> Iterator[bytes]
 def text(name: bytes) -> str:
     """A member's name as a Python path (bytes that are no UTF-8 survive as surrogates)."""
     return os.fsdecode(name)
+
+
+def _octal(text: bytes) -> int | None:
+    if not text.isdigit():
+        return None
+    try:
+        return int(text, 8)
+    except ValueError:
+        return None
 
 
 def _cut(field: bytes) -> bytes:

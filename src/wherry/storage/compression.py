@@ -120,18 +120,18 @@ def decompress_as(
     kind: Compression, head: bytes, read: Callable[[int], bytes], *, what: str = "archive"
 ) -> Iterator[bytes]:
     """`decompress` where the kind is known and `head`, the beginning, has been read already."""
-    source = _Source(head, read)
+    source = Source(head, read)
     match kind:
         case Compression.NONE:
             return _plain(source)
         case Compression.ZSTD:
             return _zstd(source, what)
         case Compression.GZIP:
-            return _members(source, _gzip_decompressor, what, kind)
+            return members(source, _gzip_decompressor, what, kind)
         case Compression.BZIP2:
-            return _members(source, bz2.BZ2Decompressor, what, kind)
+            return members(source, bz2.BZ2Decompressor, what, kind)
         case Compression.XZ:
-            return _members(source, lambda: lzma.LZMADecompressor(memlimit=XZ_MEMORY_MAX), what, kind)
+            return members(source, lambda: lzma.LZMADecompressor(memlimit=XZ_MEMORY_MAX), what, kind)
 
 
 def compressor(kind: Compression) -> Compressor:
@@ -161,7 +161,7 @@ class _Through:
         return b""
 
 
-class _Source:
+class Source:
     """A `read` with its first bytes put back."""
 
     def __init__(self, head: bytes, read: Callable[[int], bytes]) -> None:
@@ -174,12 +174,12 @@ class _Source:
         return self._read(size)
 
 
-def _plain(source: _Source) -> Iterator[bytes]:
+def _plain(source: Source) -> Iterator[bytes]:
     while data := source.read(PIECE):
         yield data
 
 
-def _zstd(source: _Source, what: str) -> Iterator[bytes]:
+def _zstd(source: Source, what: str) -> Iterator[bytes]:
     """Frames one after the other. The decoder knows no bound on its output, so its input comes in small bites."""
     import zstandard
 
@@ -219,7 +219,7 @@ def _cut(data: bytes) -> Iterator[bytes]:
             yield data[start : start + PIECE]
 
 
-def _members(source: _Source, new: Callable[[], Decompressor], what: str, kind: Compression) -> Iterator[bytes]:
+def members(source: Source, new: Callable[[], Decompressor], what: str, kind: Compression) -> Iterator[bytes]:
     """Members one after the other; zero bytes between and after them are padding."""
     data = source.read(INPUT)
     first = True

@@ -40,7 +40,10 @@ class OverlaySnapshotter(DirectoryStore):
         self._empty = root / "empty"
         self._empty.mkdir(exist_ok=True)
         self._empty.chmod(0o755)
-        probe(root)
+        try:
+            probe(root)
+        except OSError as exc:
+            raise NotSupported(f"overlay does not work on {root}: {exc.strerror}") from exc
         known = mount.overlay_parameters()
         self._options = tuple(option for switch, option in _SWITCHES.items() if switch in known)
 
@@ -103,16 +106,13 @@ class OverlaySnapshotter(DirectoryStore):
 
 
 def probe(root: Path) -> None:
-    """Make a small overlay on the file system of `root`, attached nowhere. NotSupported, saying why not."""
+    """Make a small overlay on the file system of `root`, attached nowhere. Raises the OSError that says why not."""
     directory = root / f".probe-{os.urandom(4).hex()}"
     directory.mkdir()
     try:
         lower, upper, work = (directory / name for name in ("lower", "upper", "work"))
         for path in (lower, upper, work):
             path.mkdir()
-        fd = mount.open_detached([mount.overlay_mount([os.fspath(lower)], os.fspath(upper), os.fspath(work))])
-        os.close(fd)
-    except OSError as exc:
-        raise NotSupported(f"overlay does not work on {root}: {exc.strerror}") from exc
+        os.close(mount.open_detached([mount.overlay_mount([os.fspath(lower)], os.fspath(upper), os.fspath(work))]))
     finally:
         remove_tree(directory)

@@ -1,0 +1,197 @@
+"""The content store: what a reader may see at any moment, and what a crash leaves."""
+
+import hashlib
+import threading
+from pathlib import Path
+
+import pytest
+
+from wherry import digest
+from wherry.digest import Digest
+from wherry.errors import Conflict, Corrupt, InvalidParameter, NotFound
+from wherry.storage.content import ContentStore
+
+DATA = b"a layer" * 1000
+NAME = digest.of(DATA)
+OTHER = digest.of(b"something else")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ContentStore:
+    return ContentStore(tmp_path)
+
+
+def test_a_written_blob_is_read_back_verified(store):
+    assert store.write(DATA) == NAME
+    assert store.has(NAME)
+    assert store.size(NAME) == len(DATA)
+    assert store.read(NAME, limit=len(DATA)) == DATA
+    with store.open(NAME) as file:
+        assert file.read() == DATA
+    assert list(store.walk()) == [NAME]
+
+
+def test_an_empty_blob_is_a_blob(store):
+    assert store.read(store.write(b""), limit=0) == b""
+
+
+def test_a_committed_blob_is_read_only_on_disk(store):
+    store.write(DATA)
+    assert store.path(NAME).stat().st_mode & 0o777 == 0o444
+
+
+@pytest.mark.parametrize("ask", [ContentStore.size, ContentStore.open, lambda s, d: s.read(d, limit=1)])
+def test_an_absent_blob_is_not_found_by_its_digest(store, ask):
+    with pytest.raises(NotFound, match=NAME):
+        ask(store, NAME)
+    assert not store.has(NAME)
+
+
+def test_a_digest_that_is_a_path_is_refused(store):
+    with pytest.raises(InvalidParameter):
+        store.path(Digest("sha256:../../etc/passwd"))
+
+
+def test_a_blob_above_the_limit_is_refused_before_it_is_read(store):
+    store.write(DATA)
+    with pytest.raises(InvalidParameter, match=f"{len(DATA)} bytes; at most 10"):
+        store.read(NAME, limit=10)
+
+
+def test_a_blob_damaged_on_disk_is_reported_with_both_digests(store):
+    store.write(DATA)
+    store.path(NAME).chmod(0o644)
+    store.path(NAME).write_bytes(b"x")
+    with pytest.raises(Corrupt, match=f"{NAME}.*{digest.of(b'x')}"):
+        store.read(NAME, limit=100)
+
+
+def test_a_blob_is_invisible_until_its_commit(store):
+    with store.ingest("layer") as ingest:
+        ingest.write(DATA)
+        assert not store.has(NAME)
+        assert ingest.commit(NAME, len(DATA)) == NAME
+        assert store.has(NAME)
+    assert store.has(NAME)
+
+
+def test_an_ingest_with_the_wrong_digest_names_both_and_leaves_nothing(store, tmp_path):
+    ingest = store.ingest("layer")
+    ingest.write(DATA)
+    with pytest.raises(Corrupt, match=f"expected {OTHER}, got {NAME}"):
+        ingest.commit(OTHER)
+    assert list(store.walk()) == []
+    assert list((tmp_path / "ingest").iterdir()) == []
+
+
+def test_an_ingest_of_the_wrong_size_is_refused(store, tmp_path):
+    ingest = store.ingest("layer")
+    ingest.write(DATA)
+    with pytest.raises(InvalidParameter, match=f"expected 5 bytes, got {len(DATA)}"):
+        ingest.commit(NAME, 5)
+    assert list((tmp_path / "ingest").iterdir()) == []
+
+
+def test_an_ingest_goes_on_where_it_stopped(store):
+    with store.ingest("layer") as ingest:
+        ingest.write(DATA[:100])
+    with store.ingest("layer") as ingest:
+        assert ingest.offset == 100
+        ingest.write(DATA[100:])
+        assert ingest.commit(NAME, len(DATA)) == NAME
+    assert store.read(NAME, limit=len(DATA)) == DATA
+
+
+def test_a_reset_ingest_begins_anew(store):
+    with store.ingest("layer") as ingest:
+        ingest.write(b"from another server")
+        ingest.reset()
+        assert ingest.offset == 0
+        ingest.write(DATA)
+        assert ingest.commit(NAME, len(DATA)) == NAME
+    assert store.read(NAME, limit=len(DATA)) == DATA
+
+
+def test_two_writers_of_one_ref_are_kept_apart(store):
+    with store.ingest("layer"), pytest.raises(Conflict, match="layer is already being"):
+        store.ingest("layer")
+    store.ingest("layer").abort()
+
+
+def test_two_refs_may_write_the_same_blob(store):
+    with store.ingest("one") as one, store.ingest("two") as two:
+        one.write(DATA)
+        two.write(DATA)
+        assert one.commit(NAME) == two.commit(NAME) == NAME
+    assert store.read(NAME, limit=len(DATA)) == DATA
+
+
+def test_abort_after_commit_leaves_the_blob(store):
+    ingest = store.ingest("layer")
+    ingest.write(DATA)
+    ingest.commit(None)
+    ingest.abort()
+    ingest.abort()
+    assert store.has(NAME)
+
+
+def test_an_open_blob_survives_its_deletion(store):
+    store.write(DATA)
+    with store.open(NAME) as file:
+        store.delete(NAME)
+        store.delete(NAME)
+        assert not store.has(NAME)
+        assert file.read() == DATA
+
+
+class Crash(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", ["chmod", "fsync", "rename", "fsync directory"])
+def test_a_crash_at_any_step_of_a_commit_leaves_the_whole_blob_or_none(tmp_path, at):
+    def stop(step: str) -> None:
+        if step == at:
+            raise Crash
+
+    with ContentStore(tmp_path, trace=stop).ingest("layer") as ingest:
+        ingest.write(DATA)
+        with pytest.raises(Crash):
+            ingest.commit(NAME, len(DATA))
+
+    store = ContentStore(tmp_path)
+    store.recover()
+    assert list((tmp_path / "ingest").iterdir()) == []
+    assert store.has(NAME) == (at == "fsync directory")
+    assert store.write(DATA) == NAME  # and the same work can be done again
+    assert store.read(NAME, limit=len(DATA)) == DATA
+
+
+def test_an_ingest_left_by_a_crash_can_be_taken_up_without_recovery(tmp_path):
+    def stop(step: str) -> None:
+        if step == "rename":
+            raise Crash
+
+    with ContentStore(tmp_path, trace=stop).ingest("layer") as ingest:
+        ingest.write(DATA)
+        with pytest.raises(Crash):
+            ingest.commit(NAME)
+    with ContentStore(tmp_path).ingest("layer") as ingest:
+        assert ingest.offset == len(DATA)
+        assert ingest.commit(NAME) == NAME
+
+
+def test_many_threads_writing_one_blob_agree(store):
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(store.write(DATA))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [NAME] * 8
+    assert hashlib.sha256(store.path(NAME).read_bytes()).hexdigest() == digest.hex_part(NAME)
+
+
+def test_foreign_files_in_the_store_are_not_blobs(store, tmp_path):
+    (tmp_path / "blobs" / "sha256" / "README").write_text("x")
+    assert list(store.walk()) == []
