@@ -180,7 +180,7 @@ def _run(cli: CLI, command: Command, flags: Flags, rest: list[str]) -> int:
             if flag.since and flag.name in flags.changed and not cli.engine.newer_than(flag.since):
                 raise Failure(
                     f'"--{flag.name}" requires API version {flag.since}, '
-                    f"but the daemon API version is {cli.engine.version}"
+                    f"but the Wherry daemon API version is {cli.engine.version}"
                 )
         return command.run(cli, flags, rest)
     except EngineError as exc:

@@ -266,7 +266,7 @@ def _gpu_count(text: str) -> int:
     try:
         return parse_int(text)
     except ValueError:
-        raise ValueError(f'invalid count ({text}): value must be either "all" or an integer: {_atoi(text)}') from None
+        raise ValueError(f'invalid count ({text}): value must be either "all" or an integer: invalid syntax') from None
 
 
 def _atoi(text: str) -> str:

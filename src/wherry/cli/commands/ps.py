@@ -196,7 +196,7 @@ def run(cli: CLI, flags: Flags, _: list[str]) -> int:
         form = ""
     elif not form and not quiet:
         form = str(cli.config.get("psFormat") or "")
-    size = flags.on("size") if "size" in flags.changed or not form else uses_field(form, "Size")
+    size = flags.on("size") if "size" in flags.changed or not form else uses_field(form, "Size") or "json .}" in form
     last = flags.number("last")
     if flags.on("latest") and last == -1:
         last = 1

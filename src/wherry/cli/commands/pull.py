@@ -6,7 +6,7 @@ from wherry.cli.command import CLI, Command
 from wherry.cli.console import Failure, line
 from wherry.cli.credentials import registry_header
 from wherry.cli.flags import BOOL, STRING, Flag, Flags
-from wherry.cli.names import Name, InvalidReference, parse_name
+from wherry.cli.names import InvalidReference, Name, parse_name
 from wherry.cli.progress import StreamError, show_stream
 
 FLAGS = (

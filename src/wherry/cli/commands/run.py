@@ -74,6 +74,7 @@ def create(cli: CLI, flags: Flags, spec: Spec) -> str:
     pull = flags.text("pull")
     if pull not in PULL_POLICIES:
         raise UsageFailure(f'invalid pull option: \'{pull}\': must be one of "always", "missing" or "never"', NOT_RUN)
+    _check_reference(image)
     query = {"name": flags.text("name") or None, "platform": flags.text("platform").lower() or None}
     with CIDFile(flags.text("cidfile")) as file:
         if pull == "always":
@@ -94,6 +95,17 @@ def create(cli: CLI, flags: Flags, spec: Spec) -> str:
     return identifier
 
 
+def _check_reference(image: str) -> None:
+    from wherry.cli.names import InvalidReference, parse_name
+
+    if is_identifier(image.removeprefix("sha256:")):
+        return
+    try:
+        parse_name(image)
+    except InvalidReference as exc:
+        raise Failure(str(exc), NOT_RUN) from None
+
+
 def _shown(image: str) -> str:
     from wherry.cli.names import InvalidReference, parse_name
 
@@ -106,7 +118,8 @@ def _shown(image: str) -> str:
 
 def _is_missing_image(message: str, image: str) -> bool:
     """A 404 may be about a network or another container, too."""
-    return "no such image" in message.lower() and not is_identifier(image)
+    lower = message.lower()
+    return ("no such image" in lower or "does not match the specified platform" in lower) and not is_identifier(image)
 
 
 def _pull(cli: CLI, flags: Flags, image: str) -> None:
