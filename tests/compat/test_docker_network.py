@@ -200,9 +200,6 @@ def test_a_published_port_answers_everywhere(engine: Engine, cli: Cli, outside: 
     assert fetch(engine, "127.0.0.1", 18080) == expected
     assert fetch(engine, "172.31.0.1", 18080) == expected
     assert fetch(engine, HERE, 18080) == expected
-    code = (
-        "import socket; s=socket.create_connection(('198.51.100.1',18080),5); s.send(b'x'); print(s.recv(99).decode())"
-    )
     from_outside = subprocess.run(
         ["nsenter", "-t", str(outside), "-n", "python3", "-c", ASK], capture_output=True, text=True, check=True
     )
