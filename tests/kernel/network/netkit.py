@@ -110,8 +110,10 @@ def greeter(fd: int | None, port: int, kind: socket.SocketKind = socket.SOCK_STR
 
 
 def _serve(server: socket.socket, done: int, kind: socket.SocketKind) -> None:
-    while done not in (ready := select.select([server, done], [], [])[0]):
-        assert ready
+    poller = select.poll()
+    for one in (server.fileno(), done):
+        poller.register(one, select.POLLIN)
+    while done not in (fd for fd, _ in poller.poll()):
         if kind is socket.SOCK_DGRAM:
             _, peer = server.recvfrom(1 << 16)
             server.sendto(peer[0].encode(), peer)
