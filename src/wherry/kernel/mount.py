@@ -308,6 +308,24 @@ def attach(fd: int, target: str) -> None:
     )
 
 
+@contextlib.contextmanager
+def detached(mounts: Sequence[Mount]) -> Iterator[int]:
+    """As `open_detached`, for paths that lead up: symbolic links with `..` resolved by openat2 within the root.
+
+    The fd the kernel gave is kept as well. Closing it takes the mount out of its anonymous namespace, after which every
+    step of a walk that drops a reference counts as a change of the mount table, and openat2 answers EAGAIN for ever.
+    """
+    kept = _detached(mounts, ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC)
+    try:
+        fd = _reopen(os.dup(kept))
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+    finally:
+        os.close(kept)
+
+
 def open_detached(mounts: Sequence[Mount], *, attributes: int = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC) -> int:
     """A directory fd of the root that `mounts` describe, attached nowhere; it vanishes when the last fd is closed.
 
@@ -315,6 +333,11 @@ def open_detached(mounts: Sequence[Mount], *, attributes: int = ATTR_NOSUID | AT
     inside cannot be opened (`attributes`). Before kernel 6.5 an overlay is made by a short-lived thread in a mount
     namespace of its own.
     """
+    return _reopen(_detached(mounts, attributes))
+
+
+def _detached(mounts: Sequence[Mount], attributes: int) -> int:
+    """The O_PATH fd of a new detached mount."""
     if len(mounts) != 1:
         raise ValueError(f"a detached root is one mount, not {len(mounts)}")
     what = mounts[0]
@@ -334,7 +357,7 @@ def open_detached(mounts: Sequence[Mount], *, attributes: int = ATTR_NOSUID | AT
         _restrict(fd, attributes, what.source)
     else:
         raise ValueError(f"cannot open a {what.type} mount detached")
-    return _reopen(fd)
+    return fd
 
 
 def detached_by_thread(what: Mount, attributes: int) -> int:
@@ -363,7 +386,7 @@ def detached_by_thread(what: Mount, attributes: int) -> int:
         thread.join()
     if failure:
         raise failure[0]
-    return _reopen(result[0])
+    return result[0]
 
 
 def _reopen(fd: int) -> int:

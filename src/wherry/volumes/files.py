@@ -12,7 +12,7 @@ from pathlib import Path
 from wherry import ids
 from wherry.errors import Conflict, InvalidParameter
 from wherry.kernel.files import openat2, rename_noreplace
-from wherry.kernel.mount import Mount, open_detached
+from wherry.kernel.mount import Mount, detached
 from wherry.storage.tree import measure, remove_tree
 from wherry.volumes.copy_up import copy_attributes, copy_tree
 from wherry.volumes.record import Volume
@@ -67,11 +67,8 @@ def fill(data: Path, own: Path, rootfs: Sequence[Mount], destination: str) -> No
     """See Volumes.fill. The tree is read through a detached mount: no name in any namespace, gone with its fd."""
     if os.listdir(data):
         return
-    root = open_detached(rootfs)
-    try:
+    with detached(rootfs) as root:
         populate(data, own, root, destination)
-    finally:
-        os.close(root)
 
 
 def populate(data: Path, own: Path, rootfs: int, destination: str) -> None:

@@ -3,7 +3,7 @@ shim, image, snapshot and network seams."""
 
 import asyncio
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +31,13 @@ async def connected() -> tuple[Streams, Streams]:
     """Both ends of a connection."""
     one, other = socket.socketpair()
     return await asyncio.open_connection(sock=one), await asyncio.open_connection(sock=other)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the other tasks work until it holds."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0)  # noqa: ASYNC110 - what is waited for has no event of its own
 
 
 class FakeShim:

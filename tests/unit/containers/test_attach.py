@@ -3,7 +3,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from containers_world import FakeClient, World, connected
+from containers_world import FakeClient, World, connected, until
 
 from wherry.containers.attach import AttachSession, open_attach
 from wherry.containers.record import Container, Status
@@ -44,9 +44,7 @@ class Attached:
 
 
 async def connections(world: World, count: int) -> None:
-    async with asyncio.timeout(10):
-        while len(world.shim.clients) < count:
-            await asyncio.sleep(0)
+    await until(lambda: len(world.shim.clients) >= count)
 
 
 async def test_output_and_input_pass_and_the_session_ends_with_the_container(world: World) -> None:
@@ -162,9 +160,7 @@ async def test_several_clients_each_have_their_own_connection(world: World) -> N
 
 
 async def pending(world: World, container: Container) -> None:
-    async with asyncio.timeout(10):
-        while not world.live(container).pending:
-            await asyncio.sleep(0)
+    await until(lambda: bool(world.live(container).pending))
 
 
 @pytest.mark.parametrize("status", [Status.CREATED, Status.EXITED])

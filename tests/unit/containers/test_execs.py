@@ -3,7 +3,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from containers_world import FakeClient, World
+from containers_world import FakeClient, World, until
 
 from wherry.containers import execs
 from wherry.containers.record import Container, Status
@@ -44,15 +44,11 @@ class Running:
 
 
 async def started(world: World, count: int = 1) -> None:
-    async with asyncio.timeout(10):
-        while len(world.shim.clients) < count:
-            await asyncio.sleep(0)
+    await until(lambda: len(world.shim.clients) >= count)
 
 
 async def ended(world: World, exec_id: str) -> None:
-    async with asyncio.timeout(10):
-        while (await execs.inspect(world.deps, exec_id))["Running"]:
-            await asyncio.sleep(0)
+    await until(lambda: (found := world.deps.live.find_exec(exec_id)) is not None and not found.running)
 
 
 @pytest.mark.usefixtures("container")

@@ -70,7 +70,7 @@ async def test_top_shows_the_processes_of_the_container(world: World) -> None:
 async def test_wrong_options_of_ps_are_explained_by_ps(world: World) -> None:
     await world.add("web")
     world.shim.pids = [os.getpid()]
-    with pytest.raises(Failed, match="ps: .*option"):
+    with pytest.raises(Failed, match=r"ps: .*option"):
         await top(world.deps, "web", ps_args="--nosuch")
     with pytest.raises(Failed, match="Couldn't find PID field"):
         await top(world.deps, "web", ps_args="-o comm")

@@ -7,8 +7,8 @@ import pytest
 from wherry.errors import Conflict, Failed, InvalidParameter, NotFound, NotSupported, WherryError
 from wherry.events import Events
 from wherry.filters import Filters
-from wherry.kernel.mount import Mount
 from wherry.state import State
+from wherry.volumes.files import populate
 from wherry.volumes.record import ANONYMOUS
 from wherry.volumes.volumes import Volumes
 
@@ -289,42 +289,44 @@ async def test_a_failing_state_leaves_the_volume_where_it_was(world: World, volu
     assert (path / "file").read_text() == "x"
 
 
-async def test_fill_copies_what_the_image_has(tmp_path: Path, volumes: Volumes) -> None:
+async def test_filling_copies_what_the_image_has(tmp_path: Path, world: World, volumes: Volumes) -> None:
     image = tmp_path / "image"
     (image / "srv" / "www").mkdir(parents=True)
     (image / "srv" / "www" / "index.html").write_text("hello")
     (image / "data").symlink_to("/srv/www")
     path = await volumes.ensure("www")
-    await volumes.fill("www", [bind(image)], "/data")
+    fill(world, volumes, "www", image, "/data")
     assert (path / "index.html").read_text() == "hello"
     assert os.listdir(path.parent) == ["_data"]
 
 
-async def test_fill_leaves_a_volume_with_content_alone(tmp_path: Path, volumes: Volumes) -> None:
+async def test_filling_leaves_a_volume_with_content_alone(tmp_path: Path, world: World, volumes: Volumes) -> None:
     (tmp_path / "image" / "data").mkdir(parents=True)
     (tmp_path / "image" / "data" / "from-image").write_text("x")
     path = await volumes.ensure("data")
     (path / "mine").write_text("y")
-    await volumes.fill("data", [bind(tmp_path / "image")], "/data")
+    fill(world, volumes, "data", tmp_path / "image", "/data")
     assert os.listdir(path) == ["mine"]
 
 
-async def test_fill_without_such_a_path_in_the_image_does_nothing(tmp_path: Path, volumes: Volumes) -> None:
+async def test_filling_without_such_a_path_in_the_image_does_nothing(
+    tmp_path: Path, world: World, volumes: Volumes
+) -> None:
     (tmp_path / "image").mkdir()
     path = await volumes.ensure("data")
-    await volumes.fill("data", [bind(tmp_path / "image")], "/data/deep")
+    fill(world, volumes, "data", tmp_path / "image", "/data/deep")
     assert os.listdir(path) == []
 
 
-async def test_fill_over_a_file_is_refused(tmp_path: Path, volumes: Volumes) -> None:
+async def test_filling_over_a_file_is_refused(tmp_path: Path, world: World, volumes: Volumes) -> None:
     (tmp_path / "image").mkdir()
     (tmp_path / "image" / "data").write_text("x")
     await volumes.ensure("data")
     with pytest.raises(InvalidParameter, match="cannot mount volume over existing file, file exists /data"):
-        await volumes.fill("data", [bind(tmp_path / "image")], "/data")
+        fill(world, volumes, "data", tmp_path / "image", "/data")
 
 
-async def test_fill_never_follows_a_link_out_of_the_image(tmp_path: Path, volumes: Volumes) -> None:
+async def test_filling_never_follows_a_link_out_of_the_image(tmp_path: Path, world: World, volumes: Volumes) -> None:
     secret = tmp_path / "secret"
     secret.mkdir()
     (secret / "key").write_text("host's")
@@ -333,15 +335,20 @@ async def test_fill_never_follows_a_link_out_of_the_image(tmp_path: Path, volume
     (image / "data").symlink_to(f"../../../../../../..{secret}")
     (image / "inner" / "link").symlink_to(secret)
     path = await volumes.ensure("data")
-    await volumes.fill("data", [bind(image)], "/data")
+    fill(world, volumes, "data", image, "/data")
     assert os.listdir(path) == []
-    await volumes.fill("data", [bind(image)], "/inner")
+    fill(world, volumes, "data", image, "/inner")
     assert os.listdir(path) == ["link"]
     assert os.readlink(path / "link") == str(secret)
 
 
-def bind(path: Path) -> Mount:
-    return Mount(type="bind", source=str(path), options=("rbind", "ro"))
+def fill(world: World, volumes: Volumes, name: str, image: Path, destination: str) -> None:
+    """What `Volumes.fill` does once the image is mounted, which takes privileges."""
+    root = os.open(image, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        populate(volumes.path(name), world.root / name, root, destination)
+    finally:
+        os.close(root)
 
 
 async def test_disk_usage_counts_users_and_bytes(world: World, volumes: Volumes) -> None:
