@@ -62,10 +62,12 @@ def inspect(deps: Deps, name: str, *, platform: str | None = None) -> dict[str, 
 def _driver_data(deps: Deps, image: Image) -> dict[str, str] | None:
     """Where the layers are on disk, as far as the driver has such places."""
     mounts = deps.snapshots.view(image.chain)
-    lowers = [option.partition("=")[2] for mount in mounts for option in mount.options if option.startswith("lowerdir")]
+    options = [option for mount in mounts for option in mount.options if option.startswith("lowerdir=")]
+    paths = [path for option in options for path in option.removeprefix("lowerdir=").split(":")]
+    lowers = [path for path in paths if path.endswith("/diff")]
     if not lowers:
         return None
-    upper, *below = ":".join(lowers).split(":")
+    upper, *below = lowers
     data = {"UpperDir": upper}
     if below:
         data["LowerDir"] = ":".join(below)

@@ -37,6 +37,7 @@ class Bar:
     tell: Progress
     id: str
     _last: float = field(default=0.0)
+    _complete: str = field(default="")  # the state that was last shown as complete
 
     def say(self, status: str) -> None:
         """A state without numbers."""
@@ -45,9 +46,10 @@ class Bar:
     def show(self, status: str, current: int, total: int) -> None:
         """A state with numbers; left out when the last one was a moment ago, unless it is complete."""
         now = time.monotonic()
-        if current < total and now - self._last < INTERVAL:
+        if now - self._last < INTERVAL if current < total else self._complete == status:
             return
         self._last = now
+        self._complete = status if current >= total else ""
         detail = {"current": current, "total": total} if total > 0 else {"current": current}
         self.tell({"status": status, "progressDetail": detail, "progress": bar(current, total), "id": self.id})
 

@@ -145,7 +145,7 @@ async def _pull_one(
     found = await _resolve(source, reference, top, wanted)
     before = deps.store.tagged(reference)
     async with leased(deps, f"pull {reference}") as lease:
-        layers = await _bring(deps, source, lease, found, progress)
+        layers = await _held(deps, lease, found) or await _bring(deps, source, lease, found, progress)
         image = await _record(deps, reference, found, layers)
     progress({"status": f"Digest: {top.digest}"})
     deps.announce("pull", image, actor=reference.familiar, name=reference.familiar_name)
@@ -192,6 +192,19 @@ def _check(manifest: Manifest) -> None:
         raise NotSupported(f'Encountered remote "{kind}"(unknown) when fetching: it is not a container image')
     for layer in manifest.layers:
         check_type(layer)
+
+
+async def _held(deps: Deps, lease: Lease, found: Found) -> Sequence[Layer] | None:
+    """The image's layers when everything of it is here already: then there is nothing to tell of layers."""
+    await lease.protect(digests=found.blobs, chains=found.chains)
+    image = deps.store.find(found.config_digest)
+    if image is None or not found.blobs <= image.blobs:
+        return None
+
+    def complete() -> bool:
+        return all(map(deps.content.has, found.blobs)) and all(map(deps.snapshots.has, found.chains))
+
+    return image.layers if await settle(complete) else None
 
 
 async def _bring(deps: Deps, source: Source, lease: Lease, found: Found, progress: Progress) -> list[Layer]:
