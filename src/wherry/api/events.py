@@ -11,7 +11,7 @@ from aiohttp import web
 from wherry.api.call import Call
 from wherry.api.connection import JSON
 from wherry.api.router import Router
-from wherry.api.times import parse_timestamp
+from wherry.containers.times import parse_time
 from wherry.errors import InvalidParameter
 from wherry.events import Event
 from wherry.filters import Filters
@@ -44,7 +44,7 @@ def add(router: Router) -> None:
 
 
 async def events(call: Call) -> web.StreamResponse:
-    since, until = parse_timestamp(call.text("since")), parse_timestamp(call.text("until"))
+    since, until = _time(call, "since"), _time(call, "until")
     if since is not None and until is not None and since > until:
         raise InvalidParameter(
             f"`since` time ({call.text('since')}) cannot be after `until` time ({call.text('until')})"
@@ -64,6 +64,10 @@ async def events(call: Call) -> web.StreamResponse:
                 async for event in subscription:
                     await _send(response, [event], filters)
     return response
+
+
+def _time(call: Call, name: str) -> int | None:
+    return parse_time(text, now=time.time_ns()) if (text := call.text(name)) else None
 
 
 async def _send(response: web.StreamResponse, found: Iterable[Event], filters: Filters) -> None:

@@ -1,19 +1,14 @@
 """What the REST wire serves: built once by `daemon/engine.py`, never changed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from wherry.containers.deps import Deps as ContainerDeps
 from wherry.events import Events
-
-if TYPE_CHECKING:
-    from wherry.containers.deps import Deps as ContainerDeps
-    from wherry.images.deps import Deps as ImageDeps
-    from wherry.network.networks import Networks
-    from wherry.volumes.volumes import Volumes
+from wherry.images.deps import Deps as ImageDeps
+from wherry.network.networks import Networks
+from wherry.volumes.volumes import Volumes
 
 API_VERSION = "1.51"  # newest: what we advertise, and what a path without a version means
 MIN_API_VERSION = "1.24"

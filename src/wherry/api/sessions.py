@@ -75,10 +75,10 @@ async def logs_(call: Call) -> web.StreamResponse:
 
 async def stats_(call: Call) -> web.StreamResponse:
     """A document, or one a second."""
-    following = call.flag("stream", default=True)
-    found = await stats.open_stats(
-        call.services.containers, call["name"], stream=following, one_shot=call.flag("one-shot")
-    )
+    following, once = call.flag("stream", default=True), call.flag("one-shot")
+    if following and once:
+        raise InvalidParameter("cannot have stream=true and one-shot=true")
+    found = await stats.open_stats(call.services.containers, call["name"], stream=following, one_shot=once)
     response = await call.stream(JSON)
     async for document in found:
         await response.write(msgspec.json.encode(document) + b"\n")

@@ -11,6 +11,7 @@ import ssl
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 from wherry.errors import InvalidParameter
 
@@ -124,9 +125,8 @@ class TLSProtocol(asyncio.Protocol):
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._lower = transport
-        self._deadline = asyncio.get_running_loop().call_later(HANDSHAKE, transport.abort)
+        self._lower = cast(asyncio.Transport, transport)  # uvloop's are no subclass of it
+        self._deadline = asyncio.get_running_loop().call_later(HANDSHAKE, self._lower.abort)
 
     def data_received(self, data: bytes) -> None:
         assert self._lower is not None
