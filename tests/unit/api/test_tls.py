@@ -179,11 +179,14 @@ async def test_keep_alive_works_over_tls(certificates: Path):
 
 
 async def test_a_client_without_a_certificate_is_refused(certificates: Path):
+    async def answer(port: int) -> bytes:
+        async with client(certificates, port, certificate=False) as go:
+            await go.send(get("/big"))
+            return await go.rest()
+
     async with listening(certificates) as port:
         with pytest.raises((ssl.SSLError, ConnectionError)):
-            async with client(certificates, port, certificate=False) as go:
-                await go.send(get("/big"))
-                await go.rest()
+            await answer(port)
 
 
 async def test_without_client_ca_nobody_is_asked_for_a_certificate(certificates: Path):

@@ -1,0 +1,115 @@
+"""Services of real rooms in a temporary directory, without a kernel's help: nothing in here can start a container."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+from wherry.aio import Background, KeyedLock
+from wherry.api.services import EngineFacts, Services
+from wherry.containers.deps import Deps, Settings
+from wherry.containers.live import LiveTable
+from wherry.containers.record import Container, State, Status
+from wherry.containers.store import ContainerStore
+from wherry.distribution.config import RegistryConfig
+from wherry.errors import NotFound
+from wherry.events import Events
+from wherry.ids import ContainerID, generate
+from wherry.images import deps as images
+from wherry.network.endpoint import Endpoint
+from wherry.network.networks import Networks
+from wherry.runtime.shim_client import Shims
+from wherry.spec.engine import ContainerConfig, HostConfig
+from wherry.state import State as Database
+from wherry.storage.content import ContentStore
+from wherry.storage.snapshot import Snapshotter
+from wherry.volumes.volumes import Volumes
+
+NETWORK = {"Id": "b" * 64, "Name": "bridge", "Driver": "bridge", "Scope": "local"}
+
+
+class FakeNetworks:
+    """The network seam, as far as it is looked at."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, tuple[str, Sequence[Endpoint]]]] = []
+
+    def list(self) -> list[dict[str, object]]:
+        return [dict(NETWORK), {"Id": "c" * 64, "Name": "host", "Driver": "host", "Scope": "local"}]
+
+    def inspect(self, name: str, containers: dict[str, tuple[str, Sequence[Endpoint]]]) -> dict[str, object]:
+        self.asked.append(containers)
+        if name not in ("bridge", "b" * 12):
+            raise NotFound(f"network {name} not found")
+        return dict(NETWORK)
+
+
+class World:
+    def __init__(self, root: Path) -> None:
+        state, self.events = Database(root / "state.db"), Events()
+        self.store = ContainerStore(state)
+        self.networks = FakeNetworks()
+        snapshots = cast(Snapshotter, SimpleNamespace(name="overlay2"))
+        networks = cast(Networks, self.networks)
+        image_deps = images.build(
+            state=state,
+            events=self.events,
+            content=ContentStore(root),
+            snapshots=snapshots,
+            registry=RegistryConfig(),
+            work=root / "work",
+        )
+        self.volumes = Volumes(state, root / "volumes", self.events)
+        self.containers = Deps(
+            state=state,
+            events=self.events,
+            store=self.store,
+            locks=KeyedLock(),
+            live=LiveTable(),
+            images=image_deps,
+            snapshots=snapshots,
+            networks=networks,
+            volumes=self.volumes,
+            shims=cast(Shims, None),
+            background=Background(),
+            settings=Settings(data_root=root, exec_root=root, runtimes={}, default_runtime="crun"),
+        )
+        facts = EngineFacts(
+            id="id",
+            name="host",
+            version="9.9",
+            root=root,
+            started=0,
+            runtimes={"crun": "/usr/bin/crun"},
+            default_runtime="crun",
+            insecure_registries=("10.0.0.0/8", "registry.test:5000"),
+            mirrors=("https://mirror.test/",),
+        )
+        self.services = Services(
+            containers=self.containers,
+            images=image_deps,
+            networks=networks,
+            volumes=self.volumes,
+            events=self.events,
+            facts=facts,
+        )
+
+    async def add(self, name: str, *, status: Status = Status.RUNNING, created: int = 1) -> Container:
+        """A record and nothing behind it."""
+        container = Container(
+            id=ContainerID(generate()),
+            name=name,
+            created=created,
+            image="busybox",
+            image_id="sha256:" + "1" * 64,
+            path="sleep",
+            args=["100"],
+            config=ContainerConfig(image="busybox"),
+            host_config=HostConfig(network_mode="bridge"),
+            state=State(status=status),
+            complete=True,
+        )
+        await self.store.add(container)
+        if container.running:
+            self.containers.live_of(container).ended.clear()
+        return container
