@@ -26,8 +26,7 @@ def bar(current: int, total: int) -> str:
     if total <= 0 or current > total:
         return f"{human_size(current):>8}"
     done = BAR * current // total
-    arrow = "=" * done + ">" + " " * (BAR - done)
-    return f"[{arrow[: max(BAR, done + 1)]}] {human_size(current):>8}/{human_size(total)}"
+    return f"[{'=' * done}>{' ' * (BAR - done)}] {human_size(current):>8}/{human_size(total)}"
 
 
 @dataclass(slots=True)

@@ -1,0 +1,105 @@
+"""`--change`: Dockerfile instructions laid over a config."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wherry.errors import InvalidParameter, WherryError
+from wherry.images.changes import apply, merge
+from wherry.spec.engine import ContainerConfig, HealthConfig
+
+EMPTY = ContainerConfig()
+
+
+@pytest.mark.parametrize(
+    ("change", "field", "value"),
+    [
+        ('CMD ["a", "b c"]', "cmd", ["a", "b c"]),
+        ("cmd echo hi", "cmd", ["/bin/sh", "-c", "echo hi"]),
+        ("CMD [not json", "cmd", ["/bin/sh", "-c", "[not json"]),
+        ('ENTRYPOINT ["x"]', "entrypoint", ["x"]),
+        ("ENTRYPOINT", "entrypoint", None),
+        ("ENV A=1 B='two words' C=x\\ y", "env", ["A=1", "B=two words", "C=x y"]),
+        ("ENV A one two", "env", ["A=one two"]),
+        ('LABEL a=1 b="q\\"r"', "labels", {"a": "1", "b": 'q"r'}),
+        ("EXPOSE 80 443/TCP 53/udp", "exposed_ports", {"80/tcp": {}, "443/tcp": {}, "53/udp": {}}),
+        ("EXPOSE 8000-8002", "exposed_ports", {"8000/tcp": {}, "8001/tcp": {}, "8002/tcp": {}}),
+        ("USER app:app", "user", "app:app"),
+        ("WORKDIR /a/../b/./c", "working_dir", "/b/c"),
+        ("WORKDIR rel", "working_dir", "/rel"),
+        ("VOLUME /a /b", "volumes", {"/a": {}, "/b": {}}),
+        ('VOLUME ["/a b"]', "volumes", {"/a b": {}}),
+        ("STOPSIGNAL SIGINT", "stop_signal", "SIGINT"),
+        ("ONBUILD RUN x", "on_build", ["RUN x"]),
+        ("HEALTHCHECK NONE", "healthcheck", HealthConfig(test=["NONE"])),
+        (
+            'HEALTHCHECK --interval=1m30s --retries=2 CMD ["c"]',
+            "healthcheck",
+            HealthConfig(test=["CMD", "c"], interval=90 * 10**9, retries=2),
+        ),
+        ("HEALTHCHECK CMD curl x", "healthcheck", HealthConfig(test=["CMD-SHELL", "curl x"])),
+        ("ENV A=1 \\\n  B=2", "env", ["A=1", "B=2"]),
+        ("# a comment\nUSER x", "user", "x"),
+    ],
+)
+def test_an_instruction_sets_its_field(change, field, value):
+    assert getattr(apply(EMPTY, [change]), field) == value
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("RUN x", "RUN is not a valid change command"),
+        ("nonsense", "nonsense is not a valid change command"),
+        ("ENV", "ENV requires at least one argument"),
+        ("ENV A", "ENV must have two arguments"),
+        ("ENV A=1 B", "Syntax error - can't find = in 'B'"),
+        ("ENV =1", "ENV names can not be blank"),
+        ("ENV A='1", "matching quote"),
+        ("EXPOSE 0", "invalid containerPort: 0"),
+        ("EXPOSE 70000", "invalid containerPort: 70000"),
+        ("EXPOSE 9-8", "invalid containerPort: 9-8"),
+        ("EXPOSE a", "invalid containerPort: a"),
+        ("USER", "USER requires exactly one argument"),
+        ('VOLUME [""]', "VOLUME specified can not be an empty string"),
+        ("ONBUILD FROM x", "FROM isn't allowed as an ONBUILD trigger"),
+        ("ONBUILD ONBUILD RUN x", "Chaining ONBUILD"),
+        ("HEALTHCHECK WHAT", "Unknown type 'WHAT' in HEALTHCHECK"),
+        ("HEALTHCHECK NONE x", "HEALTHCHECK NONE takes no arguments"),
+        ("HEALTHCHECK --interval=soon CMD x", "invalid duration 'soon'"),
+        ("HEALTHCHECK --interval=1us CMD x", "cannot be less than 1ms"),
+        ("HEALTHCHECK --retries=-1 CMD x", "--retries"),
+        ("HEALTHCHECK --nope=1 CMD x", "unknown flag: --nope"),
+    ],
+)
+def test_a_bad_instruction_is_refused_with_its_cause(change, words):
+    with pytest.raises(InvalidParameter) as caught:
+        apply(EMPTY, [change])
+    assert words in caught.value.message
+
+
+@given(st.lists(st.text(max_size=60), max_size=3))
+def test_no_text_fails_otherwise(changes):
+    try:
+        apply(EMPTY, changes)
+    except WherryError:
+        return
+
+
+def test_changes_add_to_what_is_there():
+    config = ContainerConfig(env=["A=1", "B=2"], labels={"x": "1"}, exposed_ports={"1/tcp": {}}, working_dir="/w")
+    changed = apply(config, ["ENV A=9", "LABEL y=2", "EXPOSE 2", "WORKDIR sub"])
+    assert changed.env == ["B=2", "A=9"]
+    assert changed.labels == {"x": "1", "y": "2"}
+    assert changed.exposed_ports == {"1/tcp": {}, "2/tcp": {}}
+    assert changed.working_dir == "/w/sub"
+    assert config.env == ["A=1", "B=2"]
+
+
+def test_what_a_container_leaves_open_is_as_in_its_image():
+    image = ContainerConfig(env=["A=1", "B=2"], cmd=["c"], entrypoint=["e"], user="u", labels={"l": "1"})
+    merged = merge(ContainerConfig(env=["A=9"], labels={"m": "2"}), image)
+    assert merged.env == ["A=9", "B=2"]
+    assert merged.labels == {"l": "1", "m": "2"}
+    assert (merged.cmd, merged.entrypoint, merged.user) == (["c"], ["e"], "u")
+    assert merge(ContainerConfig(entrypoint=["mine"]), image).cmd is None
