@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from containers_world import World
 
+from containerkit.world import World
 from wherry.containers import archive
 from wherry.containers.record import Container, MountPoint
 from wherry.containers.rootfs import Place, absolute, open_parent

@@ -3,8 +3,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from containers_world import FakeClient, World, connected, until
 
+from containerkit.world import FakeClient, World, connected, until
 from wherry.containers.attach import AttachSession, open_attach
 from wherry.containers.record import Container, Status
 from wherry.errors import Conflict, InvalidParameter, NotFound, NotSupported

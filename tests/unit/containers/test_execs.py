@@ -3,8 +3,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from containers_world import FakeClient, World, until
 
+from containerkit.world import FakeClient, World, until
 from wherry.containers import execs
 from wherry.containers.record import Container, Status
 from wherry.errors import Conflict, Failed, InvalidParameter, NotFound

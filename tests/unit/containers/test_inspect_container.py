@@ -2,9 +2,9 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
-from containers_world import NOW, World
 from test_listing import BRIDGE
 
+from containerkit.world import NOW, World
 from wherry.containers import execs
 from wherry.containers.inspect import inspect
 from wherry.containers.record import MountPoint, Status

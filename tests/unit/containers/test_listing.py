@@ -3,8 +3,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from containers_world import NOW, FakeImage, World
 
+from containerkit.world import NOW, FakeImage, World
 from wherry.containers.listing import list_containers
 from wherry.containers.record import MountPoint, Status
 from wherry.containers.shapes import human_duration, human_status

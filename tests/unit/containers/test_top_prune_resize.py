@@ -3,8 +3,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from containers_world import NOW, World
 
+from containerkit.world import NOW, World
 from wherry.containers.prune import prune
 from wherry.containers.record import Status
 from wherry.containers.resize import resize

@@ -36,8 +36,8 @@ async def connected() -> tuple[Streams, Streams]:
 async def until(condition: Callable[[], bool]) -> None:
     """Let the other tasks work until it holds."""
     async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0)  # noqa: ASYNC110 - what is waited for has no event of its own
+        while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
+            await asyncio.sleep(0)
 
 
 class FakeShim:
@@ -133,6 +133,9 @@ class FakeImages:
         self.by_name: dict[str, FakeImage] = {}
         self.asked: list[str] = []
 
+    def find(self, image_id: str) -> FakeImage | None:
+        return next((image for image in self.by_name.values() if image.id == image_id), None)
+
     def get(self, name: str, *, platform: str | None = None) -> FakeImage:
         self.asked.append(name)
         for known, image in self.by_name.items():
@@ -157,6 +160,9 @@ class FakeSnapshots:
     def usage(self, key: str) -> Any:
         return SimpleNamespace(bytes=self.bytes.get(key, 0), inodes=1)
 
+    def peek(self, key: str) -> list[Mount]:
+        return self.mounts(key)
+
     def upper(self, key: str) -> Path:
         return self.root / "rw" / key / "diff"
 
@@ -169,13 +175,15 @@ class World:
     root: Path
     state: Database = field(init=False)
     images: FakeImages = field(default_factory=FakeImages)
+    real_images: Any = None  # images.deps.Deps, where the test wants them
+    real_snapshots: Any = None
     shim: FakeShim = field(default_factory=FakeShim)
 
     def __post_init__(self) -> None:
         self.state = Database(self.root / "state.db")
         self.events = Events()
         self.store = ContainerStore(self.state)
-        self.snapshots = FakeSnapshots(self.root)
+        self.snapshots = self.real_snapshots or FakeSnapshots(self.root)
         self.background = Background()
         self.images.by_name["busybox"] = FakeImage("sha256:" + "1" * 64)
         self.deps = Deps(
@@ -184,8 +192,8 @@ class World:
             store=self.store,
             locks=KeyedLock(),
             live=LiveTable(),
-            images=SimpleNamespace(store=self.images),  # type: ignore[arg-type]
-            snapshots=self.snapshots,  # type: ignore[arg-type]
+            images=self.real_images or SimpleNamespace(store=self.images),
+            snapshots=self.snapshots,
             networks=SimpleNamespace(release=_nothing),  # type: ignore[arg-type]
             volumes=Volumes(self.state, self.root / "volumes", self.events),
             shims=SimpleNamespace(forget=_nothing),  # type: ignore[arg-type]
@@ -213,7 +221,7 @@ class World:
         found = State(status=status, **{"started_at": started, **state})
         if status in (Status.RUNNING, Status.PAUSED):
             found.pid = self.shim.pid
-        known = self.images.by_name.get(image)
+        known = self.real_images.store.get(image) if self.real_images else self.images.by_name.get(image)
         container = Container(
             id=ContainerID(generate()),
             name=name,

@@ -1,0 +1,1 @@
+"""What the tests of containers share: a world of real stores with fakes at the outer seams."""
