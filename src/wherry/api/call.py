@@ -4,7 +4,8 @@ Reading follows Docker's own rules: what counts as true, which content types car
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, nullcontext
 from typing import TypeVar
 
 import msgspec
@@ -105,6 +106,11 @@ class Call:
             chunks.append(chunk)
         return b"".join(chunks)
 
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The body as it comes, for uploads of any size."""
+        async for chunk in self.request.content.iter_any():
+            yield chunk
+
     async def json(self) -> bytes:
         """The body, which must say that it is JSON unless it is empty."""
         raw = await self.body()
@@ -127,18 +133,32 @@ class Call:
     def empty(self, status: int = 204) -> web.Response:
         return web.Response(status=status, headers=self.headers)
 
-    async def stream(self, content_type: str, *, watch: bool = True) -> web.StreamResponse:
+    async def stream(
+        self, content_type: str, *, watch: bool = True, headers: Mapping[str, str] | None = None
+    ) -> web.StreamResponse:
         """Send the head now; the caller writes the body, the dispatcher ends it.
 
         With `watch` the handler is cancelled as soon as the client goes away; without, when a write finds it gone.
         """
-        headers = CIMultiDict(self.headers)
-        headers["Content-Type"] = content_type
-        response = web.StreamResponse(status=200, headers=headers)
+        all_headers = CIMultiDict({**self.headers, **(headers or {}), "Content-Type": content_type})
+        response = web.StreamResponse(status=200, headers=all_headers)
         if watch:
             self.watch()
         self.started = True
         await response.prepare(self.request)
+        return response
+
+    async def send(
+        self, chunks: AsyncIterator[bytes], content_type: str, *, headers: Mapping[str, str] | None = None
+    ) -> web.StreamResponse:
+        """A body of unknown length. What fails before its first bytes is an ordinary error."""
+        async with aclosing(chunks) if isinstance(chunks, AsyncGenerator) else nullcontext():
+            first = await anext(chunks, b"")
+            response = await self.stream(content_type, watch=False, headers=headers)
+            if first:
+                await response.write(first)
+            async for chunk in chunks:
+                await response.write(chunk)
         return response
 
     def watch(self) -> None:

@@ -6,6 +6,7 @@ from wherry.aio import finish
 from wherry.api.call import Call
 from wherry.api.missing import not_yet
 from wherry.api.router import Router
+from wherry.containers import commit as committing
 from wherry.containers import create as creating
 from wherry.containers import inspect as inspecting
 from wherry.containers import listing
@@ -144,8 +145,6 @@ async def prune(call: Call) -> web.StreamResponse:
 
 
 async def commit(call: Call) -> web.StreamResponse:
-    from wherry.containers import commit as committing
-
     config = await call.document(engine.ContainerConfig)
     image = await finish(
         committing.commit(

@@ -1,7 +1,6 @@
 """/images: pull, import, load and save, and looking at what is there."""
 
 import logging
-from collections.abc import AsyncIterator
 
 from aiohttp import web
 
@@ -12,6 +11,7 @@ from wherry.api.progress import Report, follow
 from wherry.api.router import Router
 from wherry.containers.record import Status
 from wherry.errors import InvalidParameter, NotSupported
+from wherry.images import bootstrap as bootstrapping
 from wherry.images import import_ as importing
 from wherry.images import inspect as documents
 from wherry.images import load as loading
@@ -107,7 +107,7 @@ async def _import(call: Call) -> web.StreamResponse:
     async def work(report: Report) -> None:
         await importing.import_(
             call.services.images,
-            _body(call),
+            call.chunks(),
             source=source,
             repository=call.text("repo"),
             tag=call.text("tag"),
@@ -123,27 +123,16 @@ async def _import(call: Call) -> web.StreamResponse:
 async def load(call: Call) -> web.StreamResponse:
     async def work(report: Report) -> None:
         await loading.load(
-            call.services.images, _body(call), quiet=call.flag("quiet"), platform=_platform(call), progress=report
+            call.services.images, call.chunks(), quiet=call.flag("quiet"), platform=_platform(call), progress=report
         )
 
     return await follow(call, work)
 
 
-async def _body(call: Call) -> AsyncIterator[bytes]:
-    """What the client uploads, as it comes."""
-    async for chunk in call.request.content.iter_any():
-        yield chunk
-
-
 async def save(call: Call) -> web.StreamResponse:
     names = [call["name"]] if "name" in call.path else call.texts("names")
     chunks = saving.save(call.services.images, names, platform=_platform(call))
-    first = await anext(chunks)  # what cannot be read at all is an HTTP error
-    response = await call.stream(TAR, watch=False)
-    await response.write(first)
-    async for chunk in chunks:
-        await response.write(chunk)
-    return response
+    return await call.send(chunks, TAR)
 
 
 async def tag(call: Call) -> web.StreamResponse:
@@ -172,8 +161,6 @@ async def prune(call: Call) -> web.StreamResponse:
 
 async def bootstrap(call: Call) -> web.StreamResponse:
     """Our own: a base image from this machine's distribution packages."""
-    from wherry.images import bootstrap as bootstrapping
-
     name = call.text("name")
 
     async def work(report: Report) -> None:

@@ -4,19 +4,21 @@ import asyncio
 import os
 from datetime import UTC, datetime
 
+import msgspec
 from aiohttp import web
 
 from wherry.api import host
 from wherry.api.call import Call
 from wherry.api.images import users
-from wherry.api.missing import not_yet
 from wherry.api.router import Router
 from wherry.api.services import API_VERSION, MIN_API_VERSION, EngineFacts
 from wherry.containers import listing
 from wherry.containers.record import Status
+from wherry.distribution.login import login
 from wherry.errors import InvalidParameter
 from wherry.filters import NONE
 from wherry.images.inspect import layers_size, list_images
+from wherry.spec.distribution import Auth
 
 _NO_CACHE = {"Cache-Control": "no-cache, no-store, must-revalidate", "Pragma": "no-cache"}
 _USAGE = ("container", "image", "volume", "build-cache")
@@ -28,7 +30,7 @@ def add(router: Router) -> None:
     router.add("GET", "/version", version)
     router.add("GET", "/info", info)
     router.add("GET", "/system/df", disk_usage)
-    router.add("POST", "/auth", not_yet("checking credentials before they are used"))
+    router.add("POST", "/auth", auth)
 
 
 async def ping(call: Call) -> web.StreamResponse:
@@ -164,6 +166,16 @@ def _registries(facts: EngineFacts) -> dict[str, object]:
         "IndexConfigs": known,
         "Mirrors": list(facts.mirrors),
     }
+
+
+async def auth(call: Call) -> web.StreamResponse:
+    """`docker login`: the credentials are checked, and kept by the client only."""
+    try:
+        credentials = msgspec.json.decode(await call.json() or b"{}", type=Auth)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
+        raise InvalidParameter(f"invalid JSON: {exc}") from exc
+    await login(call.services.images.registry, credentials)
+    return call.reply({"IdentityToken": "", "Status": "Login Succeeded"})
 
 
 async def disk_usage(call: Call) -> web.StreamResponse:
