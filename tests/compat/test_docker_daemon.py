@@ -140,7 +140,7 @@ def test_the_daemon_stops_quickly_and_cleans_up_when_nothing_runs(own_engine: An
     engine.start()
 
 
-# -- configuration -------------------------------------------------------------------------------------------------------
+# -- configuration -----------------------------------------------------------------------------------------------------
 
 
 def refused(tmp_path: Path, *flags: str, config: object = None) -> str:

@@ -123,7 +123,8 @@ def test_bytes_that_are_no_request_are_answered_or_dropped(engine: Engine, data:
 def test_deeply_nested_json_does_not_break_it(engine: Engine) -> None:
     depth = 100_000
     body = b'{"Image":"busybox","HostConfig":' + b'{"x":' * depth + b"1" + b"}" * depth + b"}"
-    head = f"POST /containers/create HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = "POST /containers/create HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += f"Content-Length: {len(body)}\r\n\r\n"
     answer = raw(engine, head.encode() + body)
     assert answer == b"" or answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 5", b"HTTP/1.1 201"))
     assert engine.answers()

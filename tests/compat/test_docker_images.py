@@ -309,7 +309,8 @@ def test_import_makes_a_one_layer_image(cli: Cli, engine: Engine) -> None:
 
 
 def test_commit_keeps_what_was_written_and_deleted(cli: Cli, engine: Engine) -> None:
-    script = "echo new > /new; rm /data/kept; mkdir -p /dir/sub; ln /new /dir/hard; chmod 4711 /new; rm -r /opaque; mkdir /opaque"
+    script = "echo new > /new; rm /data/kept; mkdir -p /dir/sub; ln /new /dir/hard; chmod 4711 /new"
+    script += "; rm -r /opaque; mkdir /opaque"
     cli("run", "--name", "maker", "-e", "SET=1", "layered", "sh", "-c", script)
     flags = ["-a", "me", "-m", "why", "-c", 'CMD ["cat", "/new"]', "-c", "LABEL k=v", "-c", "WORKDIR /dir"]
     identifier = cli("commit", *flags, "maker", "kept:1").text

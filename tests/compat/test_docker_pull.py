@@ -44,7 +44,7 @@ def pulled(engine: Engine, name: str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in answer]
 
 
-# -- every form an image comes in ----------------------------------------------------------------------------------------
+# -- every form an image comes in --------------------------------------------------------------------------------------
 
 
 def test_pull_shows_its_progress_layer_by_layer(engine: Engine, registry: Registry, tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_two_pulls_of_the_same_at_once_both_succeed(engine: Engine, registry: Re
     assert engine.docker("run", "--rm", name, "ls", "/twice-1").text == "/twice-1"
 
 
-# -- who may ------------------------------------------------------------------------------------------------------------
+# -- who may -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_private_registry_wants_the_right_password(
@@ -228,7 +228,7 @@ def test_a_registry_that_is_not_there_is_named(cli: Cli) -> None:
     assert "connection refused" in done.err
 
 
-# -- a registry that lies ------------------------------------------------------------------------------------------------
+# -- a registry that lies ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
