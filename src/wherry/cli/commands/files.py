@@ -35,7 +35,7 @@ def check_output(path: str, doing: str) -> None:
     if directory and not os.path.exists(directory):
         raise Failure(f"{prefix}stat {directory}: no such file or directory")
     if os.path.isdir(path):
-        raise Failure(f'{prefix}"{path}" must be a regular file')
+        raise Failure(f"failed to {doing}: cannot write to a directory")
     if os.path.exists(path) and not os.path.isfile(path):
         raise Failure(f'{prefix}"{path}" must be a regular file')
 

@@ -66,13 +66,28 @@ def server_text(server: dict[str, Any]) -> str:
         if component["Name"] == "Engine":
             api = f"{details.get('ApiVersion', '')} (minimum version {details.get('MinAPIVersion', '')})"
             rows = [("API version", api)]
-            rows += [(label, str(details[key])) for key, label in DETAILS[1:] if details.get(key)]
+            rows += [(label, _shown(key, str(details[key]))) for key, label in DETAILS[1:] if details.get(key)]
             rows.append(("OS/Arch", f"{details.get('Os', '')}/{details.get('Arch', '')}"))
             rows.append(("Experimental", str(details.get("Experimental", "false"))))
         else:
             rows = [(key, str(value)) for key, value in sorted(details.items())]
         text += "".join(f"  {label + ':':<17} {value}\n" for label, value in rows)
     return text
+
+
+def _shown(key: str, value: str) -> str:
+    """Times of a build in the form of `date`; the rest as it is."""
+    if key != "BuildTime":
+        return value
+    import time
+
+    from wherry.cli.clock import parse_rfc3339
+
+    try:
+        seconds, _ = parse_rfc3339(value)
+    except ValueError:
+        return value
+    return time.strftime("%a %b %e %H:%M:%S %Y", time.gmtime(seconds))
 
 
 def run(cli: CLI, flags: Flags, _: list[str]) -> int:
