@@ -114,6 +114,7 @@ def _run(order: Order) -> dict[str, object]:
         confined=True,
     )
     extractor.extract(reader)
+    report({"consumed": source.consumed})
     return {
         "diff_id": f"sha256:{hasher.hexdigest()}",
         "tar_size": total,

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from wherry.digest import DiffID
-from wherry.errors import Failed, InvalidParameter, Unavailable
+from wherry.errors import Failed, InvalidParameter, Unavailable, WherryError
 from wherry.kernel.mount import open_detached
 from wherry.storage import compression
 from wherry.storage.archive import show
@@ -227,13 +227,18 @@ def _readable(blob: BinaryIO | int) -> Iterator[int]:
         pass
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
 
+    failure: list[Exception] = []
+
     def pump() -> None:
         try:
-            with contextlib.suppress(BrokenPipeError):
-                while data := blob.read(1 << 18):
-                    view = memoryview(data)
-                    while view:
-                        view = view[os.write(write_end, view) :]
+            while data := blob.read(1 << 18):
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(write_end, view) :]
+        except BrokenPipeError:
+            pass  # the child has seen enough
+        except Exception as exc:
+            failure.append(exc)
         finally:
             os.close(write_end)
 
@@ -244,6 +249,8 @@ def _readable(blob: BinaryIO | int) -> Iterator[int]:
     finally:
         os.close(read_end)
         thread.join()
+        if failure:  # what the child says of the torn layer is only a consequence
+            raise failure[0] if isinstance(failure[0], WherryError) else Failed(f"cannot read the layer: {failure[0]}")
 
 
 # Making a layer
