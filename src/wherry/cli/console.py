@@ -25,6 +25,14 @@ class UsageFailure(Failure):
         self.bare = bare
 
 
+class Terminated(BaseException):
+    """The process was asked to end; raised so that the terminal is put back on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 def out(text: str) -> None:
     """Write `text` as it is to standard output; buffered."""
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))

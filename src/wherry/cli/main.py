@@ -11,7 +11,7 @@ import sys
 
 from wherry.cli import catalog
 from wherry.cli.command import CLI, UNLIMITED, Command, environment
-from wherry.cli.console import Failure, UsageFailure, flush, line, warn
+from wherry.cli.console import Failure, Terminated, UsageFailure, flush, line, warn
 from wherry.cli.flags import BOOL, LIST, STRING, Flag, HelpAsked, parse
 
 TYPE_CHECKING = False
@@ -70,6 +70,8 @@ def guarded(argv: Sequence[str]) -> int:
         if failure.message:
             warn(failure.message)
         return failure.code
+    except Terminated as exc:
+        return 128 + exc.number
 
 
 def _silence() -> None:

@@ -10,7 +10,8 @@ import errno
 import os
 import select
 
-from wherry.cli.signals import HUP, PROXIED, QUIT, TERM, WINCH, Inbox, Terminated
+from wherry.cli.console import Terminated
+from wherry.cli.signals import HUP, PROXIED, QUIT, TERM, WINCH, Inbox
 from wherry.cli.terminal import DEFAULT_DETACH, DetachFilter, RawTerminal, parse_detach_keys, size_of
 from wherry.client.engine import EngineError, ProtocolError, Unreachable, quote
 
@@ -130,14 +131,19 @@ class Session:
     def __exit__(self, *exc: object) -> None:
         self.inbox.__exit__(*exc)
 
-    def fit_window(self) -> None:
+    def fit_window(self, *, larger: int = 0) -> None:
         """Tell the engine the size of this window, if it is one."""
         rows, columns = size_of(STDOUT)
         if self.resize is not None and (rows or columns):
             try:
-                self.resize(rows, columns)
+                self.resize(rows + larger, columns + larger)
             except FAILURES:
                 return  # not started yet, or gone already
+
+    def redraw(self) -> None:
+        """Have a program that has drawn already draw again: only a change of size makes it."""
+        self.fit_window(larger=1)
+        self.fit_window()
 
     def attend(self) -> None:
         """Act on the signals that came."""

@@ -19,14 +19,6 @@ PROXIED = tuple(
 )
 
 
-class Terminated(BaseException):
-    """The process was asked to end; raised so that the terminal is put back on the way out."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
 class Inbox:
     """Caught signals, readable from `fileno()`. Used in a `with`; the former handlers come back."""
 

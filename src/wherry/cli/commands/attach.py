@@ -50,11 +50,11 @@ def run(cli: CLI, flags: Flags, arguments: list[str]) -> int:
             stderr=True,
             detach_keys=keys or str(cli.config.get("detachKeys") or ""),
         )
-        session.fit_window()
+        session.redraw()
         try:
             session.pump(stream)
         except Detached:
-            return 0
+            raise Failure("read escape sequence") from None
         finally:
             stream.close()
         return exit_code_of(session.await_answer(waiting))

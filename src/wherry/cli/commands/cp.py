@@ -213,8 +213,11 @@ def unpack(chunks: Iterator[bytes], source_base: str, target: Target, *, keep_ow
 def local_source(path: str, *, follow_link: bool) -> tuple[str, os.stat_result]:
     try:
         if follow_link or asserts_directory(path):
-            path = os.path.realpath(path) + ("/." if is_contents(path) else "")
-            return path, os.stat(path)
+            real = os.path.realpath(path)
+            found = os.stat(real)
+            if asserts_directory(path) and not stat.S_ISDIR(found.st_mode):
+                raise Failure("not a directory")
+            return real + ("/." if is_contents(path) else ""), found
         return path, os.lstat(path)
     except OSError as exc:
         raise Failure(f"lstat {os.path.abspath(path)}: {(exc.strerror or '').lower()}") from None

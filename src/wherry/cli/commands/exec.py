@@ -88,7 +88,7 @@ def attach(cli: CLI, path: str, *, tty: bool, stdin: bool, detach_keys: str, siz
         try:
             session.pump(stream)
         except Detached:
-            return 0
+            raise Failure("read escape sequence") from None
         finally:
             stream.close()
     answer = engine.get_json(f"{path}/json")
