@@ -8,10 +8,11 @@ where there is no such flow, EINVAL or EOPNOTSUPP when it is older than 5.8.
 import ipaddress
 import socket
 import struct
+from dataclasses import dataclass
 
-from wherry.kernel.netlink import Message, attribute, nested
+from wherry.kernel.netlink import NLA_F_NESTED, Message, Netlink, attribute, attributes, nested
 
-DELETE = 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE
+GET, DELETE = 1 << 8 | 1, 1 << 8 | 2  # NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_*
 TUPLE_ORIGINAL, TUPLE_REPLY, FILTER = 1, 2, 25
 TUPLE_IP, TUPLE_PROTOCOL = 1, 2
 IP_V4_SOURCE = 1
@@ -20,6 +21,29 @@ FILTER_ORIGINAL, FILTER_REPLY = 1, 2
 BY_SOURCE, BY_PROTOCOL, BY_DESTINATION_PORT = 1 << 0, 1 << 3, 1 << 5
 
 IPV4 = struct.pack(">BBH", socket.AF_INET, 0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flow:
+    original: bytes  # the kernel's tuple of the first packet
+    protocol: int
+    port: int  # to which it was sent
+
+
+def flows(netlink: Netlink) -> list[Flow]:
+    """All IPv4 flows of protocols with ports. Raises OSError."""
+    result = []
+    for body in netlink.dump(Message(GET, 0, IPV4, "list flows")):
+        original = attributes(body[4:]).get(TUPLE_ORIGINAL, b"")
+        numbers = attributes(attributes(original).get(TUPLE_PROTOCOL, b""))
+        if PROTOCOL_DESTINATION_PORT in numbers and PROTOCOL_NUMBER in numbers:
+            port = int.from_bytes(numbers[PROTOCOL_DESTINATION_PORT], "big")
+            result.append(Flow(original=original, protocol=numbers[PROTOCOL_NUMBER][0], port=port))
+    return result
+
+
+def forget_flow(flow: Flow) -> Message:
+    return Message(DELETE, 0, IPV4 + attribute(TUPLE_ORIGINAL | NLA_F_NESTED, flow.original), "forget a flow")
 
 
 def _filter(which: int, flags: int) -> bytes:

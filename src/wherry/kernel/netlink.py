@@ -34,11 +34,12 @@ RTM_NEWNEIGH = 28
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_NET_NS_FD = 1, 3, 4, 10, 18, 28
 INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
 VETH_INFO_PEER = 1
-BRPORT_MODE, BRPORT_ISOLATED = 4, 33
+BRPORT_STATE, BRPORT_MODE, BRPORT_ISOLATED = 1, 4, 33
 IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
 NDA_LLADDR = 2
-IFF_UP = 1
+IFF_UP, IFF_RUNNING = 0x1, 0x40
+BR_STATE_FORWARDING = 3
 RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 3, 0, 1
 AF_BRIDGE, NUD_NOARP, NTF_MASTER = 7, 0x40, 0x04
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
@@ -65,7 +66,8 @@ class Link:
     mac: str
     mtu: int
     master: int  # index of the bridge this is a port of; 0 = none
-    up: bool
+    up: bool  # somebody wants it up
+    passing: bool  # it takes packets: with carrier, and as a bridge's port in state forwarding
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,7 +315,10 @@ def place_mac(index: int, name: str, mac: str) -> Message:
 def _as_link(body: memoryview) -> Link:
     _, _, index, flags, _ = struct.unpack_from("=BxHiII", body)
     found = attributes(body[16:])
-    kind = attributes(found.get(IFLA_LINKINFO, b"")).get(INFO_KIND, b"")
+    info = attributes(found.get(IFLA_LINKINFO, b""))
+    kind = info.get(INFO_KIND, b"")
+    port = attributes(info.get(INFO_SLAVE_DATA, b"")) if info.get(INFO_SLAVE_KIND) == b"bridge\0" else {}
+    forwarding = port.get(BRPORT_STATE, bytes([BR_STATE_FORWARDING]))[0] == BR_STATE_FORWARDING
     return Link(
         index=index,
         name=os.fsdecode(found.get(IFLA_IFNAME, b"").rstrip(b"\0")),
@@ -322,6 +327,7 @@ def _as_link(body: memoryview) -> Link:
         mtu=int.from_bytes(found.get(IFLA_MTU, b"\0"), "little"),
         master=int.from_bytes(found.get(IFLA_MASTER, b"\0"), "little"),
         up=bool(flags & IFF_UP),
+        passing=bool(flags & IFF_RUNNING) and forwarding,
     )
 
 

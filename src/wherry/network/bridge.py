@@ -8,6 +8,7 @@ import errno
 import ipaddress
 import logging
 import socket
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from wherry.network import ipam
 log = logging.getLogger(__name__)
 
 INTERFACE = "eth0"  # in the container
+PASSING_LOOKS, PASSING_PAUSE = 200, 0.0005  # times, s
 NAME_LIMIT = 15  # bytes of an interface's name
 SYSCTL = Path("/proc/sys/net")
 FORWARDING = SYSCTL / "ipv4/ip_forward"
@@ -227,6 +229,18 @@ def attach(config: BridgeConfig, attachment: Attachment, made: Callable[[int], N
             netlink.add_address(peer.index, INTERFACE, attachment.interface),
             netlink.add_default_route(peer.index, INTERFACE, attachment.gateway),
         )
+        _await_passing(nl, config.name, attachment.veth)
+
+
+def _await_passing(nl: Netlink, *names: str) -> None:
+    """Wait for the kernel's worker that notices the carrier: until then packets are dropped, and the first connection
+    takes a second. Mostly it was faster than we; when it is stuck, that second is the worst there is."""
+    for _ in range(PASSING_LOOKS):
+        links = [netlink.find_link(nl, name) for name in names]
+        if all(link is None or link.passing for link in links):
+            return
+        time.sleep(PASSING_PAUSE)
+    log.debug("interfaces %s do not pass packets yet", ", ".join(names))
 
 
 def _filters_bridged() -> bool:

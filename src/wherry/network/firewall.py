@@ -20,10 +20,11 @@ import ipaddress
 import logging
 import struct
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from wherry.kernel import nftables
+from wherry.kernel import conntrack, nftables
 from wherry.kernel.netlink import Message
 from wherry.kernel.nftables import Element, Nftables
 from wherry.network.endpoint import Port
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "wherry"  # of every table of ours, whichever daemon's
 GUARD = "the host routes for containers only"
+WALKS = 16  # walks of the kernel through its flows before we look at them ourselves
 FOREIGN_TABLE, FOREIGN_CHAIN = "filter", "FORWARD"  # what iptables-nft writes
 
 
@@ -199,14 +201,30 @@ class Firewall:
             guard = any(GUARD.encode() in rule.comment for table in tables for rule in nft.rules(table, "forward"))
             return bool(tables), guard
 
-    def forget(self, flows: Iterable[Message]) -> None:
-        """Delete flows from the connection tracking (kernel/conntrack.py); none such is no error. Raises OSError."""
+    def forget_port_flows(self, protocol: int, ports: Collection[int]) -> None:
+        """Let the next packet to any of these ports be looked at afresh, whatever became of earlier ones.
+
+        The kernel walks all flows for each port: many are better sought here. Raises OSError.
+        """
         with self._lock:
-            for message in flows:
-                try:
-                    self._nft().transact(message)
-                except FileNotFoundError:
-                    continue
+            if len(ports) <= WALKS:
+                messages = [conntrack.forget_port(protocol, port) for port in ports]
+            else:
+                known = conntrack.flows(self._nft())
+                messages = [
+                    conntrack.forget_flow(flow) for flow in known if flow.protocol == protocol and flow.port in ports
+                ]
+            self._forget(messages)
+
+    def forget_answers(self, protocol: int, address: str) -> None:
+        """Forget every flow that a container answers. Raises OSError."""
+        with self._lock:
+            self._forget([conntrack.forget_answers(protocol, ipaddress.IPv4Address(address))])
+
+    def _forget(self, messages: Iterable[Message]) -> None:
+        for message in messages:
+            with suppress(FileNotFoundError):  # no such flow, or no more
+                self._nft().transact(message)
 
     def _look(self) -> None:
         """See to it that nobody removed the table or shut FORWARD since the last look. Costs one question (0.02 ms)

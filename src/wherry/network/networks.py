@@ -22,7 +22,6 @@ import msgspec
 from wherry.aio import settle
 from wherry.errors import Conflict, Failed, InvalidParameter, NotFound, WherryError
 from wherry.ids import ContainerID, generate, is_prefix, short
-from wherry.kernel import conntrack
 from wherry.kernel.nftables import Element
 from wherry.network import bridge, documents, ipam
 from wherry.network.bridge import Attachment, BridgeConfig
@@ -362,17 +361,17 @@ class Networks:
         )
         bridge.attach(driver, attachment, made.append)
         self._firewall.publish(_elements(row))
-        self._forget_flows(row)
+        self._forget_flows(row, ended=False)
 
-    def _forget_flows(self, row: Row) -> None:
-        """UDP flows of an earlier owner of these ports or this address would go on as before."""
+    def _forget_flows(self, row: Row, *, ended: bool) -> None:
+        """UDP flows to these ports, or to a container that has ended, would go on as before while packets come."""
+        udp = PROTOCOLS["udp"]
         ports = {port.host_port for port in row.ports if port.protocol == "udp"}
-        if not ports:
-            return
-        udp, address = PROTOCOLS["udp"], ipaddress.IPv4Address(row.endpoint.ip)
-        messages = [conntrack.forget_port(udp, port) for port in sorted(ports)]
         try:
-            self._firewall.forget([*messages, conntrack.forget_answers(udp, address)])
+            if ports and ended:
+                self._firewall.forget_answers(udp, row.endpoint.ip)
+            elif ports:
+                self._firewall.forget_port_flows(udp, ports)
         except OSError as exc:
             log.debug("UDP flows cannot be forgotten: %s", exc.strerror)
 
@@ -380,7 +379,7 @@ class Networks:
         """Firewall and row; idempotent, and never raises: what cannot be taken back is dropped at the next start."""
         try:
             self._firewall.withdraw(_elements(row))
-            self._forget_flows(row)
+            self._forget_flows(row, ended=True)
         except (OSError, WherryError) as exc:
             log.warning("container %s: its published ports cannot be withdrawn: %s", short(container_id), exc)
         try:

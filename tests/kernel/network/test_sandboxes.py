@@ -15,6 +15,7 @@ from wherry.errors import Failed, InvalidParameter, NotFound, NotSupported
 from wherry.ids import ContainerID, generate
 from wherry.kernel import netlink, nftables
 from wherry.kernel.netns import in_netns
+from wherry.network.firewall import WALKS
 from wherry.network.networks import NetworkConfig, Networks, Sandbox, SandboxRequest
 from wherry.network.ports import PortRequest, parse_ports
 from wherry.spec.engine import PortBinding
@@ -318,15 +319,17 @@ async def test_an_address_the_host_does_not_have_is_refused(host: Host) -> None:
         )
 
 
-async def test_a_flow_that_began_before_publishing_reaches_the_container(world: World, host: Host) -> None:
+@pytest.mark.parametrize("count", [1, WALKS + 1])
+async def test_a_flow_that_began_before_publishing_reaches_the_container(world: World, host: Host, count: int) -> None:
     with make_socket(world.outside, UDP) as neighbour:
         neighbour.connect((HOST, 5353))
         neighbour.send(b"early")  # tracked as a flow to the host itself
         with pytest.raises(ConnectionRefusedError):
             neighbour.recv(100)
+        ports = [f"{5300 + number}:{number}/udp" for number in range(53, 53 + count)]
         first, second = new_id(), new_id()
         for container in (first, second):  # and the second owner of the port gets what the first had
-            sandbox = await host.run("5353:53/udp", container_id=container)
+            sandbox = await host.run(*ports, container_id=container)
             with collect(sandbox, 53) as server:
                 neighbour.send(container[:8].encode())
                 assert server.recv(100) == container[:8].encode()
