@@ -147,7 +147,7 @@ async def test_create_without_a_body_is_refused(daemon: Daemon):
 
 
 async def test_create_from_a_missing_image_is_how_the_cli_learns_to_pull(daemon: Daemon):
-    status, found = await daemon.post("/containers/create?name=x", {"Image": "busybox"})
+    status, found = await daemon.post("/containers/create?name=web", {"Image": "busybox"})
     assert (status, found) == (404, {"message": "No such image: busybox:latest"})
 
 
@@ -207,8 +207,8 @@ async def test_renaming_to_a_taken_name_is_a_conflict(daemon: Daemon):
 async def test_renaming_is_seen_at_once(daemon: Daemon):
     await daemon.add("web")
     assert await daemon.post("/containers/web/rename?name=www") == (204, None)
-    _, found = await daemon.get("/containers/www/json")
-    assert found["Name"] == "/www"
+    _, found = await daemon.get("/containers/json")
+    assert [each["Names"] for each in found] == [["/www"]]
 
 
 @pytest.mark.parametrize(
