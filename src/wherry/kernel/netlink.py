@@ -276,6 +276,11 @@ def set_mtu(index: int, name: str, mtu: int) -> Message:
     return Message(RTM_NEWLINK, 0, body, f"set the MTU of {name} to {mtu}")
 
 
+def set_master(index: int, name: str, *, bridge: int) -> Message:
+    body = _link(index) + attribute(IFLA_MASTER, struct.pack("=I", bridge))
+    return Message(RTM_NEWLINK, 0, body, f"make {name} a bridge port")
+
+
 def delete_link(name: str) -> Message:
     """Slow (15-22 ms of RCU grace periods, with the RTNL lock held): never on a request's path."""
     return Message(RTM_DELLINK, 0, _link() + attribute(IFLA_IFNAME, string(name)), f"delete interface {name}")

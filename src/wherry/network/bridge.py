@@ -9,7 +9,7 @@ import ipaddress
 import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,7 +217,7 @@ def attach(config: BridgeConfig, attachment: Attachment, made: Callable[[int], N
             netns=fd,
             mtu=config.mtu,
         )
-        nl.transact(pair, netlink.set_port(attachment.veth, isolated=not config.icc and not _filters_bridged()))
+        nl.transact(pair, _port(config, attachment.veth))
         host = netlink.find_link(nl, attachment.veth)
         peer = netlink.find_link(inside, INTERFACE)
         if host is None or peer is None:
@@ -230,6 +230,24 @@ def attach(config: BridgeConfig, attachment: Attachment, made: Callable[[int], N
             netlink.add_default_route(peer.index, INTERFACE, attachment.gateway),
         )
         _await_passing(nl, config.name, attachment.veth)
+
+
+def _port(config: BridgeConfig, veth: str) -> netlink.Message:
+    return netlink.set_port(veth, isolated=not config.icc and not _filters_bridged())
+
+
+def reattach(config: BridgeConfig, ports: Iterable[tuple[str, str]]) -> None:
+    """Put interfaces (name, the container's MAC) back on a bridge that was deleted and made again, or whose flags
+    changed; those that are gone are passed over. Raises OSError."""
+    with Netlink() as nl:
+        bridge = netlink.find_link(nl, config.name)
+        for name, mac in ports:
+            link = netlink.find_link(nl, name)
+            if bridge is None or link is None:
+                continue
+            if link.master != bridge.index:
+                nl.transact(netlink.set_master(link.index, name, bridge=bridge.index))
+            nl.transact(_port(config, name), netlink.place_mac(link.index, name, mac))
 
 
 def _await_passing(nl: Netlink, *names: str) -> None:

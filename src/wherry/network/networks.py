@@ -148,6 +148,7 @@ class Networks:
         last = ipaddress.IPv4Interface(record.interface) if record.interface else None
         in_use = [ipaddress.IPv4Address(row.endpoint.ip) for row in rows.values()]
         interface = bridge.prepare(self._driver, bip=self._bip, last=last, pools=self._pools, in_use=in_use)
+        bridge.reattach(self._driver, [(row.veth, row.endpoint.mac) for row in rows.values()])
         self._pool = ipam.Pool(interface)
         record = replace(record, interface=str(interface), options=self._options(self._driver))
         if record != self._records[BRIDGE]:

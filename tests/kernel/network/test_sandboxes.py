@@ -165,8 +165,18 @@ async def test_a_caller_from_outside_keeps_its_address(world: World, host: Host)
         assert await call(ask_udp, HOST, 5353, fd=world.outside) == NEIGHBOUR
 
 
+def filter_bridged(switch: str) -> None:
+    """Whether frames between the ports of a bridge pass the firewall: both are found on real hosts."""
+    path = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
+    if not path.exists():
+        pytest.skip("the kernel has no br_netfilter")
+    path.write_text(switch)
+
+
+@pytest.mark.parametrize("filtered", ["0", "1"])
 @pytest.mark.parametrize("where", [HOST, "172.17.0.1"])
-async def test_containers_reach_published_ports_their_own_among_them(host: Host, where: str) -> None:
+async def test_containers_reach_published_ports_their_own_among_them(host: Host, where: str, filtered: str) -> None:
+    filter_bridged(filtered)
     server, other = await host.run("8080:80", "5353:53/udp"), await host.run()
     with greeter(server.netns, 80), greeter(server.netns, 53, UDP):
         for caller in (server, other):
@@ -237,10 +247,7 @@ def _forget_loopback() -> None:
 
 @pytest.mark.parametrize("filtered", ["0", "1"])
 async def test_without_icc_containers_meet_only_at_published_ports(world: World, filtered: str) -> None:
-    switch = Path("/proc/sys/net/bridge/bridge-nf-call-iptables")
-    if not switch.exists():
-        pytest.skip("the kernel has no br_netfilter")
-    switch.write_text(filtered)
+    filter_bridged(filtered)
     async with hosting(NetworkConfig(icc=False)) as host:
         server, other = await host.run("5353:53/udp"), await host.run()
         with collect(server, 53) as socket_, make_socket(other.netns, UDP) as caller:
@@ -441,7 +448,7 @@ def break_state(state: BrokenState) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def break_bridge(state: BrokenState) -> Iterator[None]:
+def break_bridge(state: State | None) -> Iterator[None]:
     with netlink.Netlink() as nl:
         nl.transact(netlink.delete_link("wherry0"))
     yield
@@ -546,6 +553,44 @@ async def test_a_port_taken_while_the_daemon_was_away_still_reaches_the_containe
             assert "address already in use" in caplog.text
             with greeter(sandbox.netns, 80):
                 assert await call(ask_tcp, "127.0.0.1", 8080) == "172.17.0.1"
+
+
+async def test_a_deleted_bridge_is_made_again_with_its_containers(world: World) -> None:
+    state = State(None)
+    container = new_id()
+    async with hosting(state=state) as host:
+        sandbox = await host.run("8080:80", container_id=container)
+        with break_bridge(None):
+            await host.networks.start({container: sandbox.ports})
+        with greeter(sandbox.netns, 80), greeter(world.outside, 80):
+            assert await call(ask_tcp, HOST, 8080, fd=world.outside) == NEIGHBOUR
+            assert await call(ask_tcp, NEIGHBOUR, 80, fd=sandbox.netns) == HOST
+
+
+async def test_a_changed_bip_leaves_running_containers_their_network(world: World) -> None:
+    state = State(None)
+    container = new_id()
+    async with hosting(NetworkConfig(bip="172.31.0.1/24"), state) as host:
+        old = await host.run("8080:80", container_id=container)
+        await host.networks.stop(keep=True)
+        again = Host(Networks(NetworkConfig(bip="172.31.9.1/24"), state))
+        await again.networks.start({container: old.ports})
+        new = await again.run("9090:80")
+        assert address(new) == "172.31.9.2"
+        with greeter(old.netns, 80), greeter(new.netns, 80), greeter(world.outside, 80):
+            assert await call(ask_tcp, HOST, 8080, fd=world.outside) == NEIGHBOUR
+            assert await call(ask_tcp, HOST, 9090, fd=world.outside) == NEIGHBOUR
+            assert await call(ask_tcp, NEIGHBOUR, 80, fd=old.netns) == HOST
+            assert await call(ask_tcp, HOST, 8080, fd=new.netns) == "172.31.0.1"
+        await again.networks.release(container)
+        again.close()
+        await again.networks.stop(keep=True)
+
+
+async def test_sctp_is_forwarded_though_nobody_can_hold_its_port(host: Host) -> None:
+    sandbox = await host.run("3868:3868/sctp")
+    assert [port.protocol for port in sandbox.ports] == ["sctp"]
+    assert "sctp . 3868 : 172.17.0.2 . 3868" in published()
 
 
 async def test_start_twice_changes_nothing(host: Host) -> None:
