@@ -2,20 +2,24 @@
 
 from harness.engine import Cli, Engine
 
+SIZE = r"size=(\d+ \d+)?\r"  # nothing when the resize interrupts stty itself
+
 
 def test_a_shell_on_a_terminal_of_the_right_size_that_follows_the_window(cli: Cli, engine: Engine) -> None:
     with cli.terminal("run", "-it", "--name", "shell", "busybox", "sh", rows=31, cols=97) as person:
         person.expect(r"/ # ")
         for _ in range(50):  # the size follows the start of the container by one request
-            person.line("stty size")
-            if person.expect(r"\n(\d+) (\d+)\r").groups() == ("31", "97"):
+            if engine.is_dockerd:  # 20.10 loses the first size now and then; since API 1.42 it comes with create
+                person.resize(31, 97)
+            person.line("echo size=$(stty size)")
+            if person.expect(SIZE).group(1) == "31 97":
                 break
         else:
             raise AssertionError(person.screen)
         person.resize(44, 120)
         for _ in range(50):
-            person.line("stty size")
-            if person.expect(r"\n(\d+) (\d+)\r").groups() == ("44", "120"):
+            person.line("echo size=$(stty size)")
+            if person.expect(SIZE).group(1) == "44 120":
                 break
         else:
             raise AssertionError(person.screen)
