@@ -67,7 +67,7 @@ _LAYER_TYPES = {
     Compression.GZIP: OCI_LAYER_GZIP,
     Compression.ZSTD: OCI_LAYER_ZSTD,
 }
-_LIMITS = Limits(reserve=0)
+LIMITS = Limits(reserve=0)  # of the archive itself; its layers are held to their own
 
 
 class ArchiveImage(msgspec.Struct, frozen=True, rename="pascal"):
@@ -126,6 +126,7 @@ async def load(
     quiet: bool = False,
     platform: str | None = None,
     progress: Progress,
+    limits: Limits = LIMITS,
 ) -> list[Image]:
     """Load all images of the archive; each is there, with its names, when it is reported.
 
@@ -135,7 +136,7 @@ async def load(
     wanted = parse_platform(platform) if platform else None
     async with leased(deps, "load") as lease:
         loop = asyncio.get_running_loop()
-        spool = _Spool(deps, lease, loop)
+        spool = _Spool(deps, lease, loop, limits)
         archive = await consume(chunks, spool.read)
         candidates = await settle(_candidates, deps, archive, wanted)
         if not candidates:
@@ -146,10 +147,11 @@ async def load(
 class _Spool:
     """Reads the archive in a thread, once, into the content store."""
 
-    def __init__(self, deps: Deps, lease: Lease, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, deps: Deps, lease: Lease, loop: asyncio.AbstractEventLoop, limits: Limits) -> None:
         self._deps = deps
         self._lease = lease
         self._loop = loop
+        self._limits = limits
 
     def read(self, stream: BinaryIO) -> Archive:
         consumed = 0
@@ -161,7 +163,7 @@ class _Spool:
             return data
 
         archive = Archive()
-        inflated = pieces(decompress(counted, what="image archive"), _LIMITS, lambda: consumed)
+        inflated = pieces(decompress(counted, what="image archive"), self._limits, lambda: consumed)
         reader = TarReader(inflated, what="image archive")
         for count, entry in enumerate(reader):
             if count >= MAX_FILES:

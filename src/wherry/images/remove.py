@@ -38,6 +38,11 @@ async def remove(
 
     With `prune` untagged parents go too. Raises NotFound, and Conflict (before anything is touched) in Docker's words.
     """
+    async with deps.locks(("image", deps.store.get(name).id)):
+        return await _remove(deps, name, force=force, prune=prune, in_use=in_use)
+
+
+async def _remove(deps: Deps, name: str, *, force: bool, prune: bool, in_use: InUse) -> list[dict[str, str]]:
     image = deps.store.get(name)
     uses = in_use.get(image.id, ())
     records: list[dict[str, str]] = []

@@ -161,7 +161,7 @@ class ImageStore:
                 del self._tags[name]
             if record:
                 self._images.pop(image_id, None)
-            else:
+            elif image_id in self._images:
                 self._refresh(image_id)
 
     # --- inside -------------------------------------------------------------------------------------------------------
