@@ -29,6 +29,7 @@ OVERLAY_XATTRS = (b"trusted.overlay.", b"user.overlay.")  # what overlayfs belie
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _CACHED = 128  # directories held open
+_SMALL = 1 << 16  # bytes; files up to this size are written in one piece
 _SPACE_STEP = 64 << 20  # bytes written between two looks at the free space
 _SPACE_ENTRIES = 4096  # entries, likewise
 _TIME_MAX = (1 << 62) * 1_000_000_000  # ns; the file system clips to what it can store
@@ -71,6 +72,7 @@ class Extractor:
         self._open: dict[bytes, int] = {b"": root}  # least recently used first
         self._times: dict[bytes, int] = {}  # of directories: set last
         self._unpacked: set[bytes] = set()  # paths of this layer, for Whiteouts.APPLY
+        self._made_whiteouts: set[bytes] = set()
         self._until_look = 0
         self.opaque: set[bytes] = set()  # directories the caller has to mark opaque (Whiteouts.OVERLAY)
         self.entries = 0
@@ -94,6 +96,7 @@ class Extractor:
                 except OSError as exc:
                     kind = InvalidParameter if exc.errno in _BLAME else Failed
                     raise kind(f"cannot extract entry {show(entry.name)}: {exc.strerror}") from exc
+            self._drop_hidden_whiteouts()
             self._restore_times()
         finally:
             self._forget()
@@ -144,7 +147,7 @@ class Extractor:
         self.size += entry.size
         self._until_look -= entry.stored * _SPACE_ENTRIES // _SPACE_STEP
         if entry.sparse is None:
-            for piece in reader.stored():
+            for piece in reader.stored() if entry.stored > _SMALL else (reader.whole(),):
                 while (done := os.write(fd, piece)) < len(piece):
                     piece = piece[done:]
                 if self._until_look < 0:
@@ -414,7 +417,10 @@ class Extractor:
         if base == OPAQUE:
             if self._whiteouts is Whiteouts.APPLY:
                 self._remove_old(directory)
-            elif self._below is None or self._stat_below(directory or b".") is not None:
+            elif not directory and self._below is not None:
+                for name, _ in list_directory(self._below):  # overlayfs ignores the mark on a root
+                    self._white_out(b"", name)
+            elif self._is_directory_below(directory):
                 self._parent(directory)
                 self.opaque.add(directory)
         elif not base.startswith(_AUFS):
@@ -422,6 +428,13 @@ class Extractor:
             if name in (b"", b".", b".."):
                 raise InvalidParameter(f"entry {show(entry.name)}: a whiteout of nothing")
             self._white_out(directory, name)
+
+    def _is_directory_below(self, path: bytes) -> bool:
+        """True also when nobody knows what is below."""
+        if self._below is None or not path:
+            return True
+        found = self._stat_below(path)
+        return found is not None and stat.S_ISDIR(found.st_mode)
 
     def _white_out(self, directory: bytes, name: bytes) -> None:
         """Hide `name` of the layers below. What this layer itself holds there stays."""
@@ -434,9 +447,24 @@ class Extractor:
         parent = self._parent(directory)
         try:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=parent)
+            self._made_whiteouts.add(path)
         except FileExistsError:
             if stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode):
                 self.opaque.add(path)
+
+    def _drop_hidden_whiteouts(self) -> None:
+        """Below an opaque directory nothing is left to be hidden, and overlayfs would list the whiteouts themselves."""
+        for path in self._made_whiteouts:
+            directory, _, name = path.rpartition(b"/")
+            above = directory
+            while above and above not in self.opaque:
+                above = above.rpartition(b"/")[0]
+            if not above:
+                continue
+            parent = self._parent(directory)
+            with contextlib.suppress(FileNotFoundError):
+                if is_whiteout(os.stat(name, dir_fd=parent, follow_symlinks=False)):
+                    os.unlink(name, dir_fd=parent)
 
     def _remove_below(self, directory: bytes, name: bytes, path: bytes) -> None:
         if path in self._unpacked:
