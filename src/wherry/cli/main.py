@@ -257,6 +257,8 @@ def _help(words: Sequence[str]) -> int:
 
     if not words:
         return _root_help()
+    if words[0] == "daemon":
+        return dispatch(["daemon", "--help"])
     if catalog.find_top(words[0]) is None and words[0] not in catalog.GROUPS:
         raise Failure(f"unknown help topic: {' '.join(words)}")
     found = find(words)

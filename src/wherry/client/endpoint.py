@@ -70,10 +70,6 @@ def _split_port(authority: str, default: int, text: str) -> tuple[str, int]:
     return host, int(port)
 
 
-def _truthy(value: str | None) -> bool:
-    return bool(value)
-
-
 def find_endpoint(
     host: str | None,
     environ: Mapping[str, str],
@@ -87,11 +83,12 @@ def find_endpoint(
     """The endpoint to use: -H, else WHERRY_HOST, else DOCKER_HOST, else the default socket.
 
     TLS is spoken on TCP when a flag, DOCKER_TLS or DOCKER_TLS_VERIFY says so, with ca.pem, cert.pem and key.pem of
-    DOCKER_CERT_PATH (default ~/.docker) where they exist and no flag names others.
+    DOCKER_CERT_PATH (default ~/.docker) where they exist and no flag names others. EndpointError when the server is to
+    be verified and there is nothing to verify it by.
     """
     address = host or environ.get("WHERRY_HOST") or environ.get("DOCKER_HOST") or DEFAULT_HOST
-    verify = tls_verify if tls_verify is not None else _truthy(environ.get("DOCKER_TLS_VERIFY"))
-    wanted = tls or verify or _truthy(environ.get("DOCKER_TLS"))
+    verify = tls_verify if tls_verify is not None else bool(environ.get("DOCKER_TLS_VERIFY"))
+    wanted = tls or verify or bool(environ.get("DOCKER_TLS"))
     endpoint = parse_host(address, tls=wanted)
     if not wanted or endpoint.path is not None:
         return endpoint
@@ -107,7 +104,8 @@ def find_endpoint(
         except OSError:
             return None
 
-    endpoint.tls = TLSFiles(
-        ca=existing(ca, "ca.pem"), cert=existing(cert, "cert.pem"), key=existing(key, "key.pem"), verify=verify
-    )
+    authority = existing(ca, "ca.pem")
+    if verify and authority is None:
+        raise EndpointError(f"open {directory}/ca.pem: no such file or directory")
+    endpoint.tls = TLSFiles(ca=authority, cert=existing(cert, "cert.pem"), key=existing(key, "key.pem"), verify=verify)
     return endpoint

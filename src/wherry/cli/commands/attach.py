@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wherry.cli.command import CLI, Command
-from wherry.cli.commands.run import ask_wait, attach_stream, check_tty, exit_code_of
+from wherry.cli.commands.run import ask_wait, attach_stream, check_tty, finish
 from wherry.cli.console import Failure
 from wherry.cli.flags import BOOL, STRING, Flag, Flags
 from wherry.client.engine import quote
@@ -57,7 +57,7 @@ def run(cli: CLI, flags: Flags, arguments: list[str]) -> int:
             raise Failure("read escape sequence") from None
         finally:
             stream.close()
-        return exit_code_of(session.await_answer(waiting))
+        return finish(session, waiting)
 
 
 COMMANDS = {"attach": Command("[OPTIONS] CONTAINER", run, flags=FLAGS, arguments=(1, 1))}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wherry.cli.command import CLI, Command
 from wherry.cli.console import Failure
-from wherry.cli.flags import BOOL, STRING, Flag, Flags
+from wherry.cli.flags import BOOL, Flag, Flags
 from wherry.cli.progress import StreamError, show_stream
 
 NAMES = ("busybox", "debian")
@@ -12,9 +12,8 @@ NAMES = ("busybox", "debian")
 
 def run(cli: CLI, flags: Flags, arguments: list[str]) -> int:
     name = arguments[0]
-    query = {"name": name, "tag": flags.text("tag") or None}
     try:
-        with cli.engine.open("POST", "/images/bootstrap", query) as call:
+        with cli.engine.open("POST", "/images/bootstrap", {"name": name}) as call:
             show_stream(call.messages(), fd=1, quiet=flags.on("quiet"))
     except StreamError as exc:
         raise Failure(str(exc)) from None
@@ -25,10 +24,7 @@ COMMANDS = {
     "bootstrap": Command(
         "[OPTIONS] NAME",
         run,
-        flags=(
-            Flag("quiet", "q", BOOL, "Suppress verbose output"),
-            Flag("tag", "t", STRING, "Name of the image (default NAME:latest)"),
-        ),
+        flags=(Flag("quiet", "q", BOOL, "Suppress verbose output"),),
         arguments=(1, 1),
         details=f"Make a base image from this machine's packages; NAME is one of {', '.join(NAMES)}",
     )

@@ -9,10 +9,11 @@ from wherry.cli.console import Failure, UsageFailure, flush, line, out, warn
 from wherry.cli.flags import Flags
 from wherry.cli.run_config import Spec, build
 from wherry.cli.run_flags import CREATE_FLAGS, RUN_FLAGS
-from wherry.client.engine import EngineError, quote
+from wherry.client.engine import EngineError, ProtocolError, quote
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from wherry.cli.session import Session
     from wherry.client.engine import Call, Engine, Hijacked
 
 PULL_POLICIES = ("always", "missing", "never", "")
@@ -208,6 +209,15 @@ def exit_code_of(body: bytes) -> int:
     return int(answer.get("StatusCode") or 0)
 
 
+def finish(session: Session, waiting: Call) -> int:
+    """Wait for the exit, and answer with its code."""
+    try:
+        return exit_code_of(session.await_answer(waiting))
+    except ProtocolError as exc:
+        warn(f"Error waiting for container: {exc}")
+        return NOT_RUN
+
+
 def run_attached(cli: CLI, flags: Flags, spec: Spec, identifier: str) -> int:
     """Attach and ask for the exit before the start, so that neither output nor exit can be missed."""
     from wherry.cli.session import Detached, container_session
@@ -250,7 +260,7 @@ def run_attached(cli: CLI, flags: Flags, spec: Spec, identifier: str) -> int:
             return 0
         finally:
             stream.close()
-        return exit_code_of(session.await_answer(waiting))
+        return finish(session, waiting)
 
 
 RUN_USAGE = "[OPTIONS] IMAGE [COMMAND] [ARG...]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from wherry.cli.batch import describe
 from wherry.cli.command import CLI, UNLIMITED, Command
-from wherry.cli.commands.run import ask_wait, attach_stream, exit_code_of
+from wherry.cli.commands.run import ask_wait, attach_stream, finish
 from wherry.cli.console import Failure, line, warn
 from wherry.cli.flags import BOOL, STRING, Flag, Flags
 from wherry.client.engine import EngineError, quote
@@ -73,7 +73,7 @@ def start_attached(cli: CLI, flags: Flags, name: str) -> int:
             return 0
         finally:
             stream.close()
-        return exit_code_of(session.await_answer(waiting))
+        return finish(session, waiting)
 
 
 COMMANDS = {
