@@ -15,7 +15,7 @@ from wherry.aio import settle
 from wherry.distribution.auth import Authorizer, TokenRequest, parse_challenges
 from wherry.distribution.config import Endpoint, RegistryConfig, tls
 from wherry.distribution.errors import MAX_ERROR, Refused, refused, unreachable
-from wherry.errors import Failed, Unauthorized
+from wherry.errors import Failed
 from wherry.spec.distribution import ANONYMOUS, Auth
 
 CONNECT_TIME = 30  # seconds
@@ -58,7 +58,8 @@ class Connection:
             if (authorization := await self._authorizer.header(scope)) is not None:
                 wanted["Authorization"] = authorization
             elif self._authorizer.wants_password:
-                raise Unauthorized(f'{method.capitalize()} "{url}": no basic auth credentials')
+                said = "Head" if "/manifests/" in path else method.capitalize()  # Docker's client asks so first
+                raise Failed(f'{said} "{url}": no basic auth credentials')
             async with self._send(method, url, wanted) as response:
                 if response.status == 401 and attempt == 1:
                     self._authorizer.forget(scope)

@@ -40,7 +40,7 @@ def apply(config: ContainerConfig, changes: Sequence[str]) -> ContainerConfig:
             name, _, rest = line.partition(" ")
             instruction = name.upper()
             if instruction not in ALLOWED:
-                raise InvalidParameter(f"{name[:100]} is not a valid change command")
+                raise InvalidParameter(f"{name[:100].lower()} is not a valid change command")
             config = _APPLY[instruction](config, rest.strip())
     return config
 

@@ -88,7 +88,7 @@ async def test_message_and_platform_are_taken_and_a_name_is_not_needed(world: Wo
         (lzma.compress(tar(TREE))[:80], {}, "truncated"),
         (tar(TREE), {"repository": "X"}, "must be lowercase"),
         (tar(TREE), {"repository": "x@sha256:" + "0" * 64}, "cannot import digest reference"),
-        (tar(TREE), {"changes": ["RUN x"]}, "RUN is not a valid change command"),
+        (tar(TREE), {"changes": ["RUN x"]}, "run is not a valid change command"),
         (tar(TREE), {"platform": "a/b/c/d"}, "invalid platform"),
     ],
 )

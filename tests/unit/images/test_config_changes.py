@@ -49,7 +49,7 @@ def test_an_instruction_sets_its_field(change, field, value):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ("RUN x", "RUN is not a valid change command"),
+        ("RUN x", "run is not a valid change command"),
         ("nonsense", "nonsense is not a valid change command"),
         ("ENV", "ENV requires at least one argument"),
         ("ENV A", "ENV must have two arguments"),
