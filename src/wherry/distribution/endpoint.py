@@ -59,7 +59,7 @@ class Connection:
                 wanted["Authorization"] = authorization
             elif self._authorizer.wants_password:
                 said = "Head" if "/manifests/" in path else method.capitalize()  # Docker's client asks so first
-                raise Failed(f'{said} "{url}": no basic auth credentials')
+                raise Refused(f'{said} "{url}": no basic auth credentials', status=401, code="UNAUTHORIZED")
             async with self._send(method, url, wanted) as response:
                 if response.status == 401 and attempt == 1:
                     self._authorizer.forget(scope)
