@@ -345,6 +345,24 @@ async def test_a_flow_that_began_before_publishing_reaches_the_container(world: 
             await host.networks.release(container)
 
 
+async def test_a_flow_to_an_ended_container_does_not_reach_the_next_owner_of_its_address(
+    world: World, host: Host
+) -> None:
+    first = new_id()
+    with make_socket(world.outside, UDP) as neighbour, make_socket(world.outside, UDP) as stranger:
+        old = await host.run("5353:53/udp", container_id=first)
+        with collect(old, 53) as server:
+            neighbour.sendto(b"before", (HOST, 5353))
+            assert server.recv(100) == b"before"
+        await host.networks.release(first)
+        new = await host.run("5454:53/udp")
+        assert address(new) == address(old)
+        with collect(new, 53) as server:
+            neighbour.sendto(b"for the old one", (HOST, 5353))
+            stranger.sendto(b"for the new one", (HOST, 5454))
+            assert server.recv(100) == b"for the new one"
+
+
 async def test_ranges_and_ephemeral_ports_take_the_next_free_one(host: Host) -> None:
     first, second = await host.run("8000-8001:80"), await host.run("8000-8001:80")
     assert {port.host_port for port in first.ports} == {8000}
