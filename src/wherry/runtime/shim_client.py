@@ -115,7 +115,7 @@ class _Control(asyncio.Protocol):
         self.process: _Process | None = None  # the shim
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
+        transport = cast(asyncio.Transport, transport)  # uvloop's are none by class
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
@@ -369,11 +369,17 @@ class Shims:
         oci_spec = await settle(self._filters.apply, spec.spec, spec.runtime)
         directory = self.directory(spec.id)
         directory.mkdir(mode=0o700, parents=True)
+        request = {**_create_document(spec), "op": "create", "spec": oci_spec}
         control = _Control()
         try:
-            await self._fork(directory, control, netns)
-            control.send({**_create_document(spec), "op": "create", "spec": oci_spec})
-            hello = await control.hello
+            try:
+                hello = await self._ask(directory, control, netns, request)
+            except Unreachable:
+                if control.process is not None:
+                    raise
+                await self._zygote.renew()  # it was killed before it could fork
+                control = _Control()
+                hello = await self._ask(directory, control, netns, request)
         except BaseException as exc:
             words = _last_words(directory)
             await asyncio.shield(self._abandon(spec.id, control))
@@ -467,7 +473,10 @@ class Shims:
         if not shim.exited.done():
             shim.exited.set_result(end)
 
-    async def _fork(self, directory: Path, control: _Control, netns: int | None) -> None:
+    async def _ask(
+        self, directory: Path, control: _Control, netns: int | None, request: Mapping[str, object]
+    ) -> Document:
+        """Have a shim forked and make it create the container. Raises what went wrong, Unreachable when it died."""
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -477,6 +486,8 @@ class Shims:
                 ours.close()
                 raise
             await self._zygote.fork(str(directory), [theirs.fileno(), *(() if netns is None else (netns,))])
+        control.send(request)
+        return await control.hello
 
     async def _abandon(self, container_id: str, control: _Control) -> None:
         """The undo of `create`: a shim whose daemon hangs up before the start takes everything down."""
