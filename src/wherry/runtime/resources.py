@@ -90,9 +90,9 @@ def _cpu(limits: Resources) -> Document:
 
 
 def _pids(limits: Resources) -> Document:
-    if limits.pids_limit is None:
-        return {}
-    return {"limit": limits.pids_limit if limits.pids_limit > 0 else -1}
+    if limits.pids_limit is None or limits.pids_limit <= 0:
+        return {}  # unlimited is what a group begins with, and crun cannot write it
+    return {"limit": limits.pids_limit}
 
 
 def _block_io(limits: Resources, numbers: Numbers) -> Document:
