@@ -16,7 +16,7 @@ import stat
 from collections.abc import Callable
 
 from wherry.errors import Failed, InvalidParameter
-from wherry.kernel.files import IN_ROOT, openat2
+from wherry.kernel.files import IN_ROOT, closing, openat2
 from wherry.storage.archive import Entry, Kind, TarReader, normalize, show
 from wherry.storage.compression import Limits
 from wherry.storage.tree import list_directory, remove_at
@@ -186,8 +186,8 @@ class Extractor:
         except FileExistsError:
             found = os.stat(base, dir_fd=parent, follow_symlinks=False)
             if not stat.S_ISDIR(found.st_mode):
-                if self._whiteouts is Whiteouts.OVERLAY and is_whiteout(found):
-                    self.opaque.add(path)  # deleted, then made anew: what is below stays deleted
+                if self._whiteouts is Whiteouts.OVERLAY:
+                    self.opaque.add(path)  # deleted or replaced, then made anew: what is below stays hidden
                 self._clear(parent, base, entry, directory=True)
                 os.mkdir(base, 0o700, dir_fd=parent)
         return os.open(base, _DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
@@ -461,8 +461,10 @@ class Extractor:
                 above = above.rpartition(b"/")[0]
             if not above:
                 continue
-            parent = self._parent(directory)
-            with contextlib.suppress(FileNotFoundError):
+            with (
+                contextlib.suppress(FileNotFoundError, NotADirectoryError),
+                closing(openat2(self._root, directory, _DIRECTORY)) as parent,
+            ):
                 if is_whiteout(os.stat(name, dir_fd=parent, follow_symlinks=False)):
                     os.unlink(name, dir_fd=parent)
 
