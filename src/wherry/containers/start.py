@@ -1,9 +1,9 @@
 """start: network, files, process. All or nothing, undone in reverse when a step fails."""
 
-import logging
 import os
 import time
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from wherry.aio import settle
 from wherry.containers import exits
@@ -19,8 +19,6 @@ from wherry.errors import Conflict, NotModified, WherryError
 from wherry.events import Event
 from wherry.network.networks import Sandbox
 from wherry.runtime.shim_client import Shim
-
-log = logging.getLogger(__name__)
 
 
 async def start(deps: Deps, name: str) -> None:
@@ -62,27 +60,24 @@ async def _create_process(deps: Deps, container: Container, live: Live, undo: As
     await settle(prepare_binds, container.mounts)
 
     undo.push_async_callback(deps.networks.release, container.id)
-    sandbox = await _connect(deps, container)
-    if sandbox.netns is not None:
-        undo.callback(_close_once, sandbox.netns)
-    if joined(container) is None:
-        await settle(
-            write_network_files,
-            deps.settings.directory(container),
-            container,
-            network=deps.networks.config,
-            addresses=[endpoint.ip for endpoint in sandbox.endpoints],
-            gateway=deps.networks.bridge_gateway,
-        )
-
-    undo.push_async_callback(deps.shims.forget, container.id)
-    shim = await deps.shims.create(shim_spec(deps, container), netns=sandbox.netns)
-    if sandbox.netns is not None:
-        os.close(sandbox.netns)
+    async with _connected(deps, container) as sandbox:
+        if joined(container) is None:
+            await settle(
+                write_network_files,
+                deps.settings.directory(container),
+                container,
+                network=deps.networks.config,
+                addresses=[endpoint.ip for endpoint in sandbox.endpoints],
+                gateway=deps.networks.bridge_gateway,
+            )
+        undo.push_async_callback(deps.shims.forget, container.id)
+        shim = await deps.shims.create(shim_spec(deps, container), netns=sandbox.netns)
 
     undo.push_async_callback(shim.destroy)
     for session in live.pending:
-        session.streams.set_result(await shim.attach(stdin=session.stdin, stdout=session.stdout, stderr=session.stderr))
+        if not session.streams.done():
+            streams = await shim.attach(stdin=session.stdin, stdout=session.stdout, stderr=session.stderr)
+            session.streams.set_result(streams)
     live.pending.clear()
 
     undo.push_async_callback(_take_back, deps, container, live)
@@ -114,10 +109,18 @@ async def _take_back(deps: Deps, container: Container, live: Live) -> None:
     await deps.store.save(container)
 
 
-async def _connect(deps: Deps, container: Container) -> Sandbox:
+@asynccontextmanager
+async def _connected(deps: Deps, container: Container) -> AsyncIterator[Sandbox]:
+    """The container's network; our fd of its namespace is closed at the end, when the shim has its own."""
     if joined(container) is not None:
-        return Sandbox(netns=None, endpoints=())  # joined by path: see containers/spec.py
-    return await deps.networks.connect(container.id, request(container))
+        yield Sandbox(netns=None, endpoints=())  # joined by path: see containers/spec.py
+        return
+    sandbox = await deps.networks.connect(container.id, request(container))
+    try:
+        yield sandbox
+    finally:
+        if sandbox.netns is not None:
+            os.close(sandbox.netns)
 
 
 def _publish_network(deps: Deps, container: Container, network: str, network_id: str, action: str) -> None:
@@ -146,10 +149,3 @@ def exit_code_of(message: str) -> int:
     if "executable file not found" in message or "no such file or directory" in message:
         return 127
     return 126 if "permission denied" in message else 128
-
-
-def _close_once(fd: int) -> None:
-    try:
-        os.close(fd)
-    except OSError:
-        log.debug("network namespace fd %d was closed already", fd)
