@@ -142,10 +142,10 @@ def _examine_content(root: int, path: str, *, depth: int) -> Problem | None:
 
 def _examine_script(root: int, path: str, head: bytes, depth: int) -> Problem | None:
     line = head[2:_SHEBANG].split(b"\n", 1)[0]
-    words = line.split(None, 1)
-    if not words:
+    name = line.strip(b" \t").replace(b"\t", b" ").split(b" ", 1)[0]  # the kernel knows no other white space
+    if not name:
         return Problem("exec format error", f"the first line of {path} names no interpreter after #!")
-    interpreter = os.fsdecode(words[0])
+    interpreter = os.fsdecode(name)
     mode = _mode(root, interpreter)
     if mode is not None:
         if not mode & 0o111 or stat.S_ISDIR(mode):

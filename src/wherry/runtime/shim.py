@@ -360,6 +360,8 @@ def main(directory: str, fds: list[int]) -> None:
     os.umask(0o022)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     process.close_fds(fds)
+    for fd in fds:
+        os.set_inheritable(fd, False)  # they came over a socket: Python had no say
     _redirect_stdio(directory)
     gc.enable()
     with contextlib.suppress(OSError):
@@ -374,6 +376,8 @@ def main(directory: str, fds: list[int]) -> None:
         process.become_subreaper()
         enter_namespace()
         shim.create(CreateRequest.read(document), fds[1] if len(fds) > 1 else None)
+        for fd in fds[1:]:
+            os.close(fd)  # the container is in it
     except BaseException as exc:
         shim.discard()
         control.sendall(frames.encode({"error": _describe(exc)}))

@@ -194,6 +194,9 @@ class Exec:
                 cwd=request.cwd or spec["process"].get("cwd") or "/",
                 terminal=request.tty,
             )
+            if request.tty and request.console_size is not None:  # set by the runtime: after it, it would be too late
+                height, width = request.console_size
+                target["consoleSize"] = {"height": height, "width": width}
             problem = examine(root, request.args[0], env=target["env"], cwd=target["cwd"])
         finally:
             os.close(root)

@@ -53,6 +53,12 @@ class Zygote:
                     log.warning("the zygote is gone (%s): starting another", exc)
                     await settle(self._end)
 
+    async def renew(self) -> None:
+        """Replace it: it died without our noticing."""
+        async with self._lock:
+            await settle(self._end)
+            await settle(self._spawn)
+
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process is not None else None
