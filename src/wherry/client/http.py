@@ -86,12 +86,20 @@ def open_stream(endpoint: Endpoint) -> Stream:
     """Connect; ConnectError carries the system's reason."""
     try:
         if endpoint.path is not None:
-            sock = _socket.socket(AF_UNIX, SOCK_STREAM)
-            sock.connect(endpoint.path)
-            return Stream(sock)
+            return _open_unix(endpoint.path)
         return _open_tcp(endpoint)
     except OSError as exc:
         raise ConnectError(exc.strerror or str(exc)) from exc
+
+
+def _open_unix(path: str) -> Stream:
+    sock = _socket.socket(AF_UNIX, SOCK_STREAM)
+    try:
+        sock.connect(path)
+    except OSError:
+        sock.close()
+        raise
+    return Stream(sock)
 
 
 def _open_tcp(endpoint: Endpoint) -> Stream:
@@ -109,7 +117,11 @@ def _open_tcp(endpoint: Endpoint) -> Stream:
             return Stream(sock)
         from wherry.client.tls import TLSStream  # OpenSSL is loaded only where it is spoken
 
-        return TLSStream(sock, endpoint.tls, endpoint.host)
+        try:
+            return TLSStream(sock, endpoint.tls, endpoint.host)
+        except BaseException:
+            sock.close()
+            raise
     raise failure
 
 
