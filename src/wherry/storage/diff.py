@@ -24,7 +24,8 @@ from typing import BinaryIO
 
 from wherry.digest import DiffID
 from wherry.errors import Failed, InvalidParameter, Unavailable, WherryError
-from wherry.kernel.mount import open_detached
+from wherry.kernel.files import closing
+from wherry.kernel.mount import Mount, open_detached
 from wherry.storage import compression
 from wherry.storage.archive import show
 from wherry.storage.archive_writer import Out, TarWriter
@@ -323,23 +324,20 @@ def _directory(root: int | Path) -> Iterator[int]:
     if isinstance(root, int):
         yield root
         return
-    fd = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with closing(os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
         yield fd
-    finally:
-        os.close(fd)
 
 
 @contextlib.contextmanager
 def _both(snapshots: Snapshotter, key: str) -> Iterator[tuple[int, int]]:
-    """fds of what `key` holds, and of the tree below it."""
-    mounts = snapshots.base(key)
-    with _directory(snapshots.upper(key)) as upper:
-        below = open_detached(mounts)
-        try:
-            yield upper, below
-        finally:
-            os.close(below)
+    """fds of what `key` holds, and of the tree below it.
+
+    Both are mounts of their own without device nodes: the container may be running, and put one in the place of a file
+    that is about to be read.
+    """
+    own = Mount(type="bind", source=os.fspath(snapshots.upper(key)), options=("bind", "ro"))
+    with closing(open_detached([own])) as upper, closing(open_detached(snapshots.base(key))) as below:
+        yield upper, below
 
 
 def _pack_upper(packer: Packer, upper: int) -> None:

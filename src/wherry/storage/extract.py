@@ -260,7 +260,7 @@ class Extractor:
         uid, gid = self._owner or (entry.uid, entry.gid)
         os.chown(base, uid, gid, dir_fd=parent, follow_symlinks=False)
         if entry.kind is not Kind.SYMLINK:
-            os.chmod(base, entry.mode, dir_fd=parent)
+            self._chmod(parent, base, entry.mode)
         if entry.xattrs:
             path = base
             if self._confined:
@@ -270,6 +270,15 @@ class Extractor:
             for name, value in entry.xattrs.items():
                 self._set_xattr(path, name, value, entry)
         os.utime(base, ns=self._bounded_times(entry), dir_fd=parent, follow_symlinks=False)
+
+    def _chmod(self, parent: int, base: bytes, mode: int) -> None:
+        """chmod follows links, and in a running container somebody may put one here at any moment."""
+        if self._confined:
+            os.chmod(base, mode, dir_fd=parent)
+            return
+        with closing(os.open(base, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)) as fd:
+            if not stat.S_ISLNK(os.fstat(fd).st_mode):
+                os.chmod(b"/proc/self/fd/%d" % fd, mode)
 
     def _set_xattr(self, target: int | bytes, name: bytes, value: bytes, entry: Entry) -> None:
         try:

@@ -175,12 +175,13 @@ class DirectoryStore:
             self._fill(making, parent, container=container)
             self._trace("appear")
             files.rename_noreplace(os.fspath(making), os.fspath(path))
-        except FileExistsError:
+        except Exception as exc:
             self._trash.discard(making)
-            raise Conflict(f"snapshot {key} exists already") from None
-        except OSError as exc:
-            self._trash.discard(making)
-            raise Failed(f"cannot prepare snapshot {key}: {exc.strerror}") from exc
+            if isinstance(exc, FileExistsError):
+                raise Conflict(f"snapshot {key} exists already") from None
+            if isinstance(exc, OSError):
+                raise Failed(f"cannot prepare snapshot {key}: {exc.strerror}") from exc
+            raise
 
     def _fill(self, directory: Path, parent: ChainID | None, *, container: bool) -> None:
         """Make `diff` and what else the driver needs in the new snapshot `directory`."""

@@ -10,7 +10,7 @@ import pytest
 
 from wherry import digest
 from wherry.digest import ChainID
-from wherry.errors import Conflict, Corrupt, InvalidParameter, NotFound
+from wherry.errors import Conflict, Corrupt, Failed, InvalidParameter, NotFound
 from wherry.storage import diff
 from wherry.storage.diff import Change
 from wherry.storage.native import NativeSnapshotter
@@ -198,8 +198,20 @@ def test_deletions_of_an_earlier_process_are_finished(snapshots, driver, tmp_pat
     assert not half.exists()
 
 
-class Crash(Exception):
-    pass
+class Crash(BaseException):
+    """Not an error that is cleaned up after: the end."""
+
+
+def test_a_prepare_that_fails_leaves_nothing(driver, tmp_path):
+    def fail(step: str) -> None:
+        if step == "appear":
+            raise OSError(28, "No space left on device")
+
+    snapshots = driver(tmp_path, trace=fail)
+    with pytest.raises(Failed, match="cannot prepare snapshot c: No space left on device"):
+        snapshots.prepare("c", None)
+    assert os.listdir(tmp_path / "rw") == []
+    snapshots.close()
 
 
 @pytest.mark.parametrize("at", ["make", "appear"])
