@@ -18,6 +18,8 @@ def test_a_shell_on_a_terminal_of_the_right_size_that_follows_the_window(cli: Cl
             raise AssertionError(person.screen)
         person.resize(44, 120)
         for _ in range(50):
+            if engine.is_dockerd:
+                person.resize(44, 120)
             person.line("echo size=$(stty size)")
             if person.expect(SIZE).group(1) == "44 120":
                 break
