@@ -182,8 +182,8 @@ class _Control(asyncio.Protocol):
             future.set_result(document["ok"])
 
     def _exec_ended(self, exec_id: str, code: int) -> None:
-        future = self.execs.setdefault(exec_id, self._loop.create_future())
-        if not future.done():
+        future = self.execs.pop(exec_id, None)  # none: an earlier daemon's
+        if future is not None and not future.done():
             future.set_result(code)
 
 
@@ -258,7 +258,10 @@ class Shim:
             "capabilities": security.available() if spec.privileged else None,
         }
         streams: Streams | None = None
-        exited = self._control.execs.setdefault(spec.id, asyncio.get_running_loop().create_future())
+        if spec.id in self._control.execs:
+            raise Conflict(f"exec {spec.id} is running")
+        exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._control.execs[spec.id] = exited
         try:
             if spec.detach:
                 answer = await self._control.request(**document)
@@ -267,7 +270,6 @@ class Shim:
         except BaseException:
             self._control.execs.pop(spec.id, None)
             raise
-        exited.add_done_callback(lambda _: self._control.execs.pop(spec.id, None))
         return ExecHandle(id=spec.id, pid=answer["pid"], streams=streams, exited=exited)
 
     async def exec_resize(self, exec_id: str, height: int, width: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from wherry import ids
 from wherry.kernel import cgroup, process
@@ -22,6 +23,11 @@ from wherry.spec.engine import ContainerConfig, HostConfig
 CGROUP_PARENT = f"/wherry-test-{os.getpid()}"
 PASSWD = "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/home/app:/bin/sh\n"
 GROUP = "root:x:0:\napp:x:1000:\nextra:x:2000:app\nwheel:x:10:\n"
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, Callable[[], Any]]:
+    """The daemon runs on uvloop, an embedding program perhaps on asyncio's own."""
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(scope="session")

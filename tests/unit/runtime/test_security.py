@@ -79,9 +79,7 @@ def test_other_options_are_refused(option):
 
 def allowed(caps=(), *, machine="x86_64", kernel="6.1"):
     rules = seccomp.for_container(seccomp.default_profile(), caps, machine=machine, kernel=kernel)["syscalls"]
-    return {
-        name: each.get("args") for each in rules if each["action"] == "SCMP_ACT_ALLOW" for name in each["names"]
-    }
+    return {name: each.get("args") for each in rules if each["action"] == "SCMP_ACT_ALLOW" for name in each["names"]}
 
 
 def test_the_policy_allows_what_programs_need_and_not_what_hurts():

@@ -6,7 +6,8 @@ from wherry.errors import InvalidParameter
 from wherry.runtime.users import resolve
 
 PASSWD = (
-    "root:x:0:0:root:/root:/bin/sh\nbroken line\napp:x:1000:1001:App:/home/app:/bin/sh\nnohome:x:7:8\n1234:x:99:98::/n:\n"
+    "root:x:0:0:root:/root:/bin/sh\nbroken line\napp:x:1000:1001:App:/home/app:/bin/sh\n"
+    "nohome:x:7:8\n1234:x:99:98::/n:\n"
 )
 GROUP = "root:x:0:\napp:x:1001:\nextra:x:2000:app,other\nmore:x:3000:app\nwheel:x:10:root\n"
 
