@@ -54,7 +54,7 @@ class Source:
             try:
                 await connection.ping()
             except (Unreachable, Refused) as exc:
-                log.info("registry endpoint %s is passed over: %s", endpoint.base, exc)
+                log.debug("registry endpoint %s is passed over: %s", endpoint.base, exc)
                 cause = exc
                 continue
             if not endpoint.mirror:

@@ -38,6 +38,27 @@ async def collect_all(deps: Deps) -> Removed:
     return await finish(_collect(deps, None, None))
 
 
+async def release(deps: Deps, chain: ChainID | None) -> None:
+    """After a writable snapshot on `chain` was removed: its layers go too when their image did meanwhile."""
+    if chain is None or any(image.chain == chain for image in deps.store.all()):
+        return
+    chains = await settle(_stack, deps, chain)
+    await collect(deps, digests=(), chains=chains)
+
+
+def _stack(deps: Deps, chain: ChainID) -> list[ChainID]:
+    found: list[ChainID] = []
+    below: ChainID | None = chain
+    while below is not None:
+        try:
+            parent = deps.snapshots.parent(below)
+        except NotFound:
+            break
+        found.append(below)
+        below = parent
+    return found
+
+
 async def _collect(deps: Deps, digests: set[Digest] | None, chains: list[ChainID] | None) -> Removed:
     async with deps.leases.guard:
         live_digests, live_chains = deps.store.live()

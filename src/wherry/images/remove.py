@@ -12,7 +12,7 @@ from wherry.errors import Conflict
 from wherry.filters import Filters
 from wherry.ids import short
 from wherry.images.deps import Deps
-from wherry.images.garbage import collect
+from wherry.images.garbage import collect, collect_all
 from wherry.images.inspect import parse_until
 from wherry.images.record import Image
 from wherry.reference import Reference, parse
@@ -163,5 +163,7 @@ async def prune(deps: Deps, filters: Filters, *, in_use: InUse) -> dict[str, obj
         if not filters.labels(labels) or not filters.without_labels(labels):
             continue
         freed += await _delete(deps, current, records, prune=True, in_use=in_use)
+    if deps.store.complete:
+        await collect_all(deps)  # what else was left behind, by containers whose image went before them
     deps.announce_prune(freed)
     return {"ImagesDeleted": records or None, "SpaceReclaimed": freed}

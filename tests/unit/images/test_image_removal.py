@@ -6,13 +6,14 @@ from imagekit.making import make
 from imagekit.world import NOTHING, World, chain_of
 from wherry.errors import Conflict, NotFound
 from wherry.filters import Filters
-from wherry.images.garbage import collect_all, pinned
+from wherry.images.garbage import collect_all, pinned, release
 from wherry.images.recover import recover
 from wherry.images.remove import ContainerUse, prune, remove
 
 BASE = {"base": b"0"}
 ONE = make([BASE, {"a": b"1"}])
 TWO = make([BASE, {"a": b"2"}], config={"Labels": {"keep": "yes", "x": "1"}})
+TWO_BASE = TWO.diff_ids[0]
 SHORT = ONE.id[7:19]
 CONTAINER = "c" * 64
 DIGEST = f"x@{ONE.digest}"
@@ -143,6 +144,19 @@ async def test_the_layers_under_a_container_outlive_their_image(world: World):
     world.snapshots.remove(CONTAINER)
     await collect_all(world.deps)
     assert world.held() == NOTHING
+
+
+async def test_with_the_last_container_the_layers_of_a_removed_image_go(world: World):
+    await world.put(ONE, "x")
+    await world.put(TWO, "y")
+    world.snapshots.prepare(CONTAINER, chain_of(ONE))
+    await release(world.deps, chain_of(ONE))
+    assert len(list(world.snapshots.chains())) == 3
+    await remove(world.deps, "x", force=True, in_use=uses())
+    world.snapshots.remove(CONTAINER)
+    await release(world.deps, chain_of(ONE))
+    assert set(world.snapshots.chains()) == {TWO_BASE, chain_of(TWO)}
+    await release(world.deps, None)
 
 
 async def test_a_missing_image_is_not_found(world: World):
