@@ -15,25 +15,41 @@ class RootLock:
     """Held from construction to `release`; raises Conflict naming the other daemon's pid."""
 
     def __init__(self, root: Path) -> None:
-        path = root / "daemon.lock"
+        self._path = root / "daemon.lock"
         try:
             root.mkdir(mode=0o711, parents=True, exist_ok=True)
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = self._lock(root)
         except OSError as exc:
             raise Failed(f"cannot use {root}: {exc.strerror}") from exc
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            other = os.read(self._fd, 32).decode(errors="replace").strip()
-            os.close(self._fd)
-            raise Conflict(
-                f"{root} is in use by another daemon (pid {other}): stop it, or give this one roots of its own with "
-                "--data-root and --exec-root"
-            ) from None
         os.ftruncate(self._fd, 0)
         os.write(self._fd, b"%d\n" % os.getpid())
 
+    def _lock(self, root: Path) -> int:
+        while True:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                other = os.read(fd, 32).decode(errors="replace").strip()
+                os.close(fd)
+                raise Conflict(
+                    f"{root} is in use by another daemon (pid {other}): stop it, or give this one roots of its own "
+                    "with --data-root and --exec-root"
+                ) from None
+            if self._is_ours(fd):
+                return fd
+            os.close(fd)  # its last holder removed the file between our open and our lock
+
+    def _is_ours(self, fd: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(fd), self._path.stat())
+        except FileNotFoundError:
+            return False
+
     def release(self) -> None:
+        """Remove the file while the lock is still held, then let go."""
+        with suppress(OSError):
+            self._path.unlink()
         os.close(self._fd)
 
 
