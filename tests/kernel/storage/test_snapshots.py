@@ -446,6 +446,51 @@ def test_changes_are_listed_as_docker_lists_them(snapshots, base, kit):
     )
 
 
+def _anew(root: Path, name: str, content: str) -> None:
+    """rm -rf, mkdir, echo >"""
+    for path in (root / "var/lib/dpkg").iterdir():
+        path.unlink()
+    (root / "var/lib/dpkg").rmdir()
+    (root / "var/lib/dpkg").mkdir()
+    (root / "var/lib/dpkg" / name).write_text(content)
+
+
+def _gone_and_back(root: Path) -> None:
+    (root / "etc/x").touch()
+    (root / "etc/x").unlink()
+
+
+def _file_for_directory(root: Path) -> None:
+    (root / "bin/sh").unlink()
+    (root / "bin").rmdir()
+    (root / "bin").write_text("file")
+
+
+# The answers are dockerd's.
+AS_DOCKERD = {
+    "nothing that lasts": (_gone_and_back, ""),
+    "a directory's mode": (lambda root: os.chmod(root / "var", 0o700), "C /var"),
+    "a file's mode": (lambda root: os.chmod(root / "bin/sh", 0o600), "C /bin, C /bin/sh"),
+    "a file for a directory": (_file_for_directory, "C /bin"),
+    "a directory made anew": (
+        lambda root: _anew(root, "new", "n"),
+        "C /var, C /var/lib, C /var/lib/dpkg, A /var/lib/dpkg/new, D /var/lib/dpkg/status",
+    ),
+    "a directory made anew with the same names": (
+        lambda root: _anew(root, "status", "ok"),
+        "C /var, C /var/lib, C /var/lib/dpkg, C /var/lib/dpkg/status",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", AS_DOCKERD)
+def test_changes_are_those_dockerd_lists(snapshots, base, kit, case):
+    work, expected = AS_DOCKERD[case]
+    snapshots.prepare("c", base, container=True)
+    kit.within(snapshots.mounts("c"), work)
+    assert ", ".join(f"{'CAD'[change]} {path}" for change, path in diff.changes(snapshots, "c")) == expected
+
+
 def test_a_container_that_did_nothing_has_changed_nothing(snapshots, base, kit):
     snapshots.prepare("c", base, container=True)
     seen = kit.see_mounts(snapshots.mounts("c"))
