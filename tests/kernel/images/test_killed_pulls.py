@@ -1,0 +1,83 @@
+"""A daemon killed in the middle of a pull: afterwards the image is there whole, or nothing of it is."""
+
+import asyncio
+import sys
+from pathlib import Path
+
+import pytest
+
+from imagekit.making import make
+from imagekit.registry import FakeRegistry
+from imagekit.trees import files
+from imagekit.world import NOTHING, World
+from wherry.images.recover import recover
+from wherry.images.remove import remove
+from wherry.storage.overlay import OverlaySnapshotter
+
+pytestmark = pytest.mark.kernel
+
+LAYERS = [{f"layer{number}/{each}": bytes([number]) * 20_000 for each in range(40)} for number in range(4)]
+
+PULL = """
+import asyncio, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from imagekit.world import World
+from wherry.images.pull import pull
+from wherry.storage.overlay import OverlaySnapshotter
+
+async def main():
+    root = Path(sys.argv[2])
+    world = World(root, OverlaySnapshotter(root))
+    await pull(world.deps, sys.argv[3], progress=lambda message: print(message, flush=True))
+
+asyncio.run(main())
+"""
+
+
+async def test_at_whatever_message_a_pull_is_killed_the_image_is_whole_or_not_there(
+    tmp_path: Path, registry: FakeRegistry
+):
+    made = make(LAYERS)
+    registry.add("x", "1", made)
+    root = tmp_path / "world"
+    root.mkdir()
+    outcomes: list[str] = []
+    heard, message = 0, 0
+    while heard == message:  # until a pull ends before it is killed
+        message += 3
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", PULL, str(Path(__file__).parents[2]), str(root), f"{registry.host}/x:1"),
+            stdout=asyncio.subprocess.PIPE,
+        )
+        assert child.stdout is not None
+        heard = 0
+        while heard < message and await child.stdout.readline():
+            heard += 1
+        if heard == message:
+            child.kill()
+        await child.stdout.read()
+        await child.wait()
+        outcomes.append(await look(World(root, OverlaySnapshotter(root)), f"{registry.host}/x:1"))
+    assert outcomes[0] == "nothing"
+    assert outcomes[-1] == "whole"
+    assert len(outcomes) > 5
+
+
+async def look(world: World, name: str) -> str:
+    await recover(world.deps)
+    world.snapshots.close()
+    if not world.deps.store.all():
+        assert world.held() == NOTHING
+        return "nothing"
+    image = world.deps.store.get(name)
+    expected = {path: content for layer in LAYERS for path, content in layer.items()}
+    assert {path: content for path, content in files(world, image).items() if content is not None} == expected
+    held = world.held()
+    assert held["blobs"] == image.blobs
+    assert held["layers"] == {layer.chain for layer in image.layers}
+    assert all(not held[name] for name in ("leases", "ingests", "snapshots", "scratch"))
+    await remove(world.deps, name, in_use={})
+    assert world.held() == NOTHING
+    world.state.close()
+    return "whole"
