@@ -326,6 +326,11 @@ def detached(mounts: Sequence[Mount]) -> Iterator[int]:
         os.close(kept)
 
 
+def clone_tree(source: str) -> int:
+    """A detached copy of the mount at `source` and all below it, for `attach` in any mount namespace."""
+    return _open_tree(source, recursive=True)
+
+
 def open_detached(mounts: Sequence[Mount], *, attributes: int = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC) -> int:
     """A directory fd of the root that `mounts` describe, attached nowhere; it vanishes when the last fd is closed.
 
