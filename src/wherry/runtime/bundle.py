@@ -14,7 +14,7 @@ from typing import TypedDict, cast
 from wherry.errors import InvalidParameter
 from wherry.kernel import cgroup, process
 from wherry.kernel.files import openat2
-from wherry.kernel.mount import Mount, make_rslave, mount, mount_raw
+from wherry.kernel.mount import Mount, attach, clone_tree, make_rslave, mount, mount_raw
 from wherry.runtime import users
 
 _MAX_ACCOUNTS = 16 << 20  # bytes read of passwd and group
@@ -56,23 +56,34 @@ class Namespace(TypedDict, total=False):
     path: str
 
 
-class Linux(TypedDict, total=False):
-    namespaces: list[Namespace]
-    cgroupsPath: str
+@dataclass(slots=True, kw_only=True)
+class Spec:
+    """An OCI runtime spec, of which the shim reads and changes only what is apart here.
 
+    The rest is JSON text: as objects it would stay in the memory of every shim for as long as its container runs.
+    """
 
-class SpecMount(TypedDict, total=False):
-    destination: str
-    type: str
-    source: str
-    options: list[str]
-
-
-class Spec(TypedDict, total=False):
     process: Process
     root: dict[str, object]
-    mounts: list[SpecMount]
-    linux: Linux
+    namespaces: list[Namespace]
+    destinations: list[str]  # of all mounts
+    cgroups_path: str
+    members: str  # of the document, but for process, root and linux: `"mounts":[…],"hostname":"x"`
+    linux_members: str  # of its `linux`, but for namespaces
+
+    def text(self) -> str:
+        """The document."""
+        linux = _object(("namespaces", self.namespaces), rest=self.linux_members)
+        return _object(
+            ("process", self.process),
+            ("root", self.root),
+            rest=",".join(filter(None, (f'"linux":{linux}', self.members))),
+        )
+
+
+def _object(*members: tuple[str, object], rest: str) -> str:
+    first = ",".join(f'"{key}":{json.dumps(value, separators=(",", ":"))}' for key, value in members)
+    return "{" + ",".join(filter(None, (first, rest))) + "}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,15 +99,19 @@ class Bundle:
     def rootfs(self) -> str:
         return self.path("rootfs")
 
-    def read_spec(self) -> Spec:
-        with open(self.path("config.json"), "rb") as file:
-            return cast(Spec, json.load(file))
+    def read_process(self) -> Process:
+        """The process document of the container's init."""
+        with open(self.path("process.json"), "rb") as file:
+            return cast(Process, json.load(file))
 
     def write(self, name: str, document: Mapping[str, object], *, durable: bool = False) -> str:
         """Write a JSON file so that it appears whole or not at all; returns its path."""
+        return self.write_text(name, json.dumps(document, separators=(",", ":")), durable=durable)
+
+    def write_text(self, name: str, text: str, *, durable: bool = False) -> str:
         path = self.path(name)
-        with open(path + ".tmp", "w") as file:
-            json.dump(document, file, separators=(",", ":"))
+        with open(path + ".tmp", "wb") as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
@@ -124,32 +139,51 @@ def mount_rootfs(bundle: Bundle, mounts: Iterable[Mount]) -> None:
 
 def complete(spec: Spec, bundle: Bundle, *, user: str, group_add: Sequence[str], netns: int | None) -> None:
     """Fill in what the daemon could not know. Raises InvalidParameter for a user or directory that cannot be."""
-    spec["root"] = {**spec.get("root", {}), "path": bundle.rootfs}
+    spec.root["path"] = bundle.rootfs
     if netns is not None:
-        _join_network(spec, f"/proc/{os.getpid()}/fd/{netns}")
+        others = [each for each in spec.namespaces if each.get("type") != "network"]
+        spec.namespaces = [*others, {"type": "network", "path": f"/proc/{os.getpid()}/fd/{netns}"}]
     root = os.open(bundle.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        set_user(spec["process"], root, user, group_add)
-        cwd = spec["process"].get("cwd") or "/"
-        if not _is_mounted_over(cwd, spec.get("mounts", [])):
+        set_user(spec.process, root, user, group_add)
+        cwd = spec.process.get("cwd") or "/"
+        if not _is_mounted_over(cwd, spec.destinations):
             make_directory(root, cwd)
     finally:
         os.close(root)
 
 
-def _join_network(spec: Spec, path: str) -> None:
-    namespaces = [each for each in spec["linux"].get("namespaces", []) if each.get("type") != "network"]
-    spec["linux"]["namespaces"] = [*namespaces, {"type": "network", "path": path}]
-
-
-def _is_mounted_over(path: str, mounts: Iterable[SpecMount]) -> bool:
+def _is_mounted_over(path: str, destinations: Iterable[str]) -> bool:
     """`path` is on one of the mounts, which are not there yet: the runtime makes it."""
     path = os.path.normpath(path)
-    for each in mounts:
-        destination = os.path.normpath(each["destination"])
+    for destination in map(os.path.normpath, destinations):
         if path == destination or path.startswith(destination.rstrip("/") + "/"):
             return True
     return False
+
+
+def take_shm(bundle: Bundle, pid: int) -> None:
+    """Bring the /dev/shm of the container whose init is `pid` to `<bundle>/shm`, where the spec binds it from.
+
+    A mount can be copied only in the namespace it is in, and attached in any.
+    """
+    own = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    theirs = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        process.setns(theirs, process.CLONE_NEWNS)
+        try:
+            copy = clone_tree("/dev/shm")
+        finally:
+            process.setns(own, process.CLONE_NEWNS)
+            os.chdir("/")
+    finally:
+        os.close(own)
+        os.close(theirs)
+    os.makedirs(bundle.path("shm"), exist_ok=True)
+    try:
+        attach(copy, bundle.path("shm"))
+    finally:
+        os.close(copy)
 
 
 def set_user(target: Process, root: int, user: str, group_add: Sequence[str]) -> None:
@@ -208,20 +242,20 @@ def own_groups(pid: int, cgroups_path: str) -> dict[str, str]:
 
 
 def exec_process(
-    spec: Spec, root: int, *, user: str, group_add: Sequence[str], capabilities: list[str] | None, **own: object
+    base: Process, root: int, *, user: str, group_add: Sequence[str], capabilities: list[str] | None, **own: object
 ) -> Process:
-    """The process document of an exec: the container's own, and `own` (args, env, cwd, terminal) over it.
+    """The process document of an exec: the container's own, `base`, and `own` (args, env, cwd, terminal) over it.
 
     `user` "" is the container's; `capabilities` None means those the container's root has.
     """
-    target = cast(Process, {**spec["process"], **own})
+    target = cast(Process, {**base, **own})
     target.pop("consoleSize", None)
-    known = spec["process"].get("capabilities", {}).get("bounding", [])
+    known = base.get("capabilities", {}).get("bounding", [])
     if user:
         target["capabilities"] = {"bounding": known, "effective": known, "permitted": known}
         set_user(target, root, user, group_add)
     elif not any(entry.startswith("HOME=") for entry in target["env"]):
-        home = [entry for entry in spec["process"]["env"] if entry.startswith("HOME=")]
+        home = [entry for entry in base["env"] if entry.startswith("HOME=")]
         target["env"] = [*target["env"], *home]
     if capabilities is not None:
         target["capabilities"] = {"bounding": capabilities, "effective": capabilities, "permitted": capabilities}

@@ -38,6 +38,7 @@ class LogSpec:
 class CreateRequest:
     id: str
     spec: Spec
+    shm_of: int  # pid of the container whose /dev/shm this one shares; 0 for one of its own
     rootfs: tuple[Mount, ...]
     user: str
     group_add: tuple[str, ...]
@@ -54,7 +55,8 @@ class CreateRequest:
         runtime = cast(Mapping[str, object], document["runtime"])
         return cls(
             id=cast(str, document["id"]),
-            spec=cast(Spec, document["spec"]),
+            spec=Spec(**cast(dict[str, str], document["spec"])),  # type: ignore[arg-type]
+            shm_of=cast(int, document.get("shm_of", 0)),
             rootfs=tuple(
                 Mount(
                     type=cast(str, each["type"]),

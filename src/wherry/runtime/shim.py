@@ -32,7 +32,7 @@ from wherry.kernel import cgroup, process
 from wherry.kernel.mount import umount
 from wherry.kernel.process import Identity
 from wherry.runtime import frames, oci
-from wherry.runtime.bundle import Bundle, Process, Spec, complete, enter_namespace, mount_rootfs, own_groups
+from wherry.runtime.bundle import Bundle, Process, complete, enter_namespace, mount_rootfs, own_groups, take_shm
 from wherry.runtime.console import set_size
 from wherry.runtime.executable import examine
 from wherry.runtime.frames import Document
@@ -79,10 +79,8 @@ class Shim:
             root=self.bundle.path("state"),
             log=self.bundle.path("runtime.log"),
         )
-        self._cgroups_path = spec["linux"].get("cgroupsPath", "")
-        self._shared_pids = not any(
-            each.get("type") == "pid" and not each.get("path") for each in spec["linux"].get("namespaces", [])
-        )
+        self._cgroups_path = spec.cgroups_path
+        self._shared_pids = not any(each.get("type") == "pid" and not each.get("path") for each in spec.namespaces)
         self.session = Session(
             self.loop,
             tty=request.tty,
@@ -92,9 +90,12 @@ class Shim:
         )
         mount_rootfs(self.bundle, request.rootfs)
         complete(spec, self.bundle, user=request.user, group_add=request.group_add, netns=netns)
-        self.bundle.write("config.json", cast(Document, spec))
+        if request.shm_of:
+            take_shm(self.bundle, request.shm_of)
+        self.bundle.write_text("config.json", spec.text())
+        self.bundle.write("process.json", cast(Document, spec.process))
         self._run_create(request)
-        self._refuse_what_cannot_run(spec["process"])
+        self._refuse_what_cannot_run(spec.process)
         self._log_mark = self.log_size()
 
     def _run_create(self, request: CreateRequest) -> None:
@@ -103,7 +104,7 @@ class Shim:
             args = self.runtime.create(bundle=self.bundle.directory, pid_file=pid_file, console=stdio.console_path)
             status = os.waitpid(process.spawn(args, stdio=stdio.theirs, env=self.environment), 0)[1]
             if status:
-                raise self._create_error(request.spec, status)
+                raise self._create_error(request.spec.process, status)
             pid = read_pid(pid_file)
             self.identity = Identity(pid, process.start_time(pid) or 0)
             self._pidfd = os.pidfd_open(pid)
@@ -112,14 +113,13 @@ class Shim:
             self._master = stdio.connect(self.session, request.console_size)
         self.loop.on_exit(pid, self._init_exited)
 
-    def _create_error(self, spec: Spec, status: int) -> WherryError:
+    def _create_error(self, target: Process, status: int) -> WherryError:
         message = oci.reworded(oci.last_error(self.runtime.log)) or f"exit status {process.exit_code(status)}"
         kind = self.runtime.spec.kind
         if not oci.is_exec_failure(message):
             return Failed(oci.create_failed(kind, message))
         root = os.open(self.bundle.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            target = spec["process"]
             problem = examine(root, target["args"][0], env=target.get("env", []), cwd=target.get("cwd", "/"))
         finally:
             os.close(root)

@@ -13,6 +13,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,6 +22,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
+
+import msgspec
 
 from wherry import errors
 from wherry.aio import settle
@@ -371,7 +374,7 @@ class Shims:
         oci_spec = await settle(self._filters.apply, spec.spec, spec.runtime)
         directory = self.directory(spec.id)
         directory.mkdir(mode=0o700, parents=True)
-        request = {**_create_document(spec), "op": "create", "spec": oci_spec}
+        request = {**_create_document(spec), "op": "create", **_spec_document(oci_spec)}
         control = _Control()
         try:
             try:
@@ -578,6 +581,30 @@ def _create_document(spec: ShimSpec) -> Document:
         "stdin_once": spec.stdin_once,
         "console_size": spec.console_size,
     }
+
+
+def _spec_document(spec: Mapping[str, Any]) -> Document:
+    """The spec taken apart as `bundle.Spec` has it."""
+    linux = spec["linux"]
+    joined = next((each.get("path") for each in linux["namespaces"] if each["type"] == "ipc"), None)
+    pid = re.fullmatch(r"/proc/(\d+)/ns/ipc", joined or "")
+    return {
+        "shm_of": int(pid[1]) if pid else 0,
+        "spec": {
+            "process": spec["process"],
+            "root": spec["root"],
+            "namespaces": linux["namespaces"],
+            "destinations": [each["destination"] for each in spec["mounts"]],
+            "cgroups_path": linux.get("cgroupsPath", ""),
+            "members": _members(spec, without=("process", "root", "linux")),
+            "linux_members": _members(linux, without=("namespaces",)),
+        },
+    }
+
+
+def _members(document: Mapping[str, Any], *, without: tuple[str, ...]) -> str:
+    """A JSON object's text without its braces."""
+    return msgspec.json.encode({key: value for key, value in document.items() if key not in without})[1:-1].decode()
 
 
 async def _connect(sock: socket.socket, path: str) -> None:

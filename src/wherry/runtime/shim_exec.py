@@ -180,18 +180,18 @@ class Exec:
 
     def _write_process(self) -> None:
         shim, request = self._shim, self._request
-        spec = shim.bundle.read_spec()
+        base = shim.bundle.read_process()
         root = shim.open_root()
         try:
             target = exec_process(
-                spec,
+                base,
                 root,
                 user=request.user,
                 group_add=request.group_add,
                 capabilities=None if request.capabilities is None else list(request.capabilities),
                 args=list(request.args),
                 env=list(request.env),
-                cwd=request.cwd or spec["process"].get("cwd") or "/",
+                cwd=request.cwd or base.get("cwd") or "/",
                 terminal=request.tty,
             )
             if request.tty and request.console_size is not None:  # set by the runtime: after it, it would be too late

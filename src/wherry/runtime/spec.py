@@ -226,7 +226,9 @@ def _default_mounts(wanted: SpecInput, options: security.Options) -> list[SpecMo
     if _is_host(host.ipc_mode):
         return [*mounts, _shared_with_host("/dev/mqueue"), _shared_with_host("/dev/shm")]
     mounts.append(SpecMount(destination="/dev/mqueue", type="mqueue", source="mqueue", options=usual))
-    if host.ipc_mode != "none":
+    if host.ipc_mode.startswith("container:"):  # the other's: the shim brings it to the bundle
+        mounts.append(SpecMount(destination="/dev/shm", type="bind", source="shm", options=("rbind", "rw")))
+    elif host.ipc_mode != "none":
         size = host.shm_size or wanted.shm_size
         mounts.append(
             SpecMount(destination="/dev/shm", type="tmpfs", source="shm", options=(*usual, "mode=1777", f"size={size}"))

@@ -91,6 +91,8 @@ class World:
         cwd: str = "",
         env: Sequence[str] = (),
         netns: str = "sandbox",
+        ipcns: str = "",
+        pidns: str = "",
         **shim: Any,
     ) -> ShimSpec:
         container_id = ids.generate()
@@ -107,6 +109,8 @@ class World:
                 host_config=host_config,
                 mounts=mounts,
                 netns=netns,
+                ipcns=ipcns,
+                pidns=pidns,
                 cgroups_path=f"{CGROUP_PARENT}/{container_id}",
                 devices=devices.for_container(host_config),
             )

@@ -213,6 +213,25 @@ async def test_another_containers_network_is_joined(world, runtime):
     assert os.stat(second.namespace_path("pid")).st_ino != os.stat(first.namespace_path("pid")).st_ino
 
 
+async def test_another_containers_ipc_is_joined_with_its_shared_memory(world, runtime, until):
+    script = "echo shared > /dev/shm/x; echo ready; exec sleep 60"
+    first = await world.started(["sh", "-c", script], runtime, host={"ipc_mode": "shareable"})
+    await until(lambda: "ready" in world.log(first.id).read_text())
+    spec = {"host": {"ipc_mode": f"container:{first.id}"}, "ipcns": first.namespace_path("ipc")}
+    streams, end = await world.run(["sh", "-c", "cat /dev/shm/x; echo back > /dev/shm/y"], runtime, **spec)
+    assert (streams, end.code) == ({1: b"shared\n"}, 0)
+    assert Path(f"/proc/{first.pid}/root/dev/shm/y").read_text() == "back\n"
+
+
+async def test_another_containers_processes_are_seen_and_outlive_this_one(world, runtime):
+    first = await world.started(["sleep", "60"], runtime)
+    joined = {"host": {"pid_mode": f"container:{first.id}"}, "pidns": first.namespace_path("pid")}
+    streams, _ = await world.run(["sh", "-c", "sleep 50 & ps"], runtime, **joined)
+    assert b"sleep 60" in streams[1]
+    assert first.live
+    assert first.processes() == [first.pid]
+
+
 async def test_driver_none_writes_no_log(world, crun):
     streams, _ = await world.run(["echo", "hi"], crun)
     assert streams[1] == b"hi\n"
