@@ -57,6 +57,7 @@ class CLI:
         self.environ = environ
         self.path = ""  # of the command: `container ls`
         self._engine: Engine | None = None
+        self._connected: list[Engine] = []
         self._config: dict[str, Any] | None = None
 
     @property
@@ -119,11 +120,18 @@ class CLI:
         except EndpointError as exc:
             raise Failure(f"Failed to initialize: unable to resolve docker endpoint: {exc}") from None
         headers = self.config.get("HttpHeaders")
-        return Engine(
+        engine = Engine(
             endpoint,
             version=self.environ.get("DOCKER_API_VERSION") or None,
             headers=headers if isinstance(headers, dict) else None,
         )
+        self._connected.append(engine)
+        return engine
+
+    def close(self) -> None:
+        """Let go of every connection that is kept."""
+        for engine in self._connected:
+            engine.close()
 
 
 def environment() -> dict[str, str]:

@@ -46,7 +46,7 @@ class HeaderRow(Row):
     def get(self, name: str) -> Any:
         if name == "Label":
             return lambda key: key.rsplit(".", 1)[-1].replace("-", " ").replace("_", " ")
-        return self.headers.get(name)
+        return self.headers.get(name, "<no value>")
 
 
 def _identity(value: Any, *_: Any) -> Any:

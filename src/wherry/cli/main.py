@@ -113,7 +113,10 @@ def dispatch(argv: Sequence[str]) -> int:
     if found is None:
         return _group(rest)
     path, entry, arguments = found
-    return invoke(cli, path, entry, arguments)
+    try:
+        return invoke(cli, path, entry, arguments)
+    finally:
+        cli.close()
 
 
 def find(words: Sequence[str]) -> tuple[str, Entry, list[str]] | None:

@@ -88,7 +88,9 @@ class NilList(list["Any"]):
 def typed(key: str, value: Any) -> Any:
     """`value` as the Go type of the field `key` would have it."""
     if value is None:
-        return NilMap() if key in MAP_FIELDS else NilList() if key in LIST_FIELDS else None
+        if key in MAP_FIELDS:
+            return NilMap()
+        return NilList() if key in LIST_FIELDS or "/" in key else None  # 80/tcp: a port that is not published
     if isinstance(value, dict) and not isinstance(value, GoMap):
         if key in STRING_MAPS or (key == "Config" and all(isinstance(item, str) for item in value.values())):
             return StringMap(value)  # a log driver's Config is a map, a container's is not

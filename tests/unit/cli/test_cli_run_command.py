@@ -1,0 +1,199 @@
+"""`run` and `create` against a fake engine: which calls, with which body, and which exit code."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Wherry = Callable[..., Any]
+ID = "c" * 64
+NO_IMAGE = {"message": "No such image: busybox:latest"}
+
+
+@pytest.fixture
+def engine(fake_engine: Any, reply: Any) -> Any:
+    fake_engine.answers = {
+        "POST /containers/create": reply(201, {"Id": ID, "Warnings": []}),
+        f"POST /containers/{ID}/start": reply(204),
+        "POST /images/create": reply(200, b'{"status":"Pulling from library/busybox","id":"latest"}\n'),
+    }
+    return fake_engine
+
+
+def test_detached_prints_the_id(engine: Any, wherry: Wherry) -> None:
+    done = wherry("run", "-d", "--name", "web", "busybox", "sh", "-c", "x")
+    assert (done.code, done.out, done.err) == (0, f"{ID}\n", "")
+    assert engine.asked() == ["POST /containers/create", f"POST /containers/{ID}/start"]
+    assert engine.requests[0].query == {"name": ["web"]}
+    body = engine.requests[0].body
+    assert body["Image"] == "busybox"
+    assert body["Cmd"] == ["sh", "-c", "x"]
+    assert (body["AttachStdin"], body["AttachStdout"], body["AttachStderr"], body["OpenStdin"]) == (False,) * 4
+
+
+def test_a_missing_image_is_pulled_once_with_progress_on_standard_error(
+    engine: Any, wherry: Wherry, reply: Any
+) -> None:
+    engine.answers["POST /containers/create"] = [reply(404, NO_IMAGE), reply(201, {"Id": ID})]
+    done = wherry("run", "-d", "busybox")
+    assert (done.code, done.out) == (0, f"{ID}\n")
+    assert done.err == "Unable to find image 'busybox:latest' locally\nlatest: Pulling from library/busybox\n"
+    assert engine.asked()[:3] == ["POST /containers/create", "POST /images/create", "POST /containers/create"]
+    assert engine.requests[1].query == {"fromImage": ["docker.io/library/busybox"], "tag": ["latest"]}
+    assert engine.requests[1].headers["X-Registry-Auth"] == "e30="
+
+
+@pytest.mark.parametrize(
+    ("arguments", "calls"),
+    [
+        (["--pull", "never"], ["POST /containers/create"]),
+        (["--pull", "always"], ["POST /images/create", "POST /containers/create"]),
+    ],
+)
+def test_the_pull_policy(engine: Any, wherry: Wherry, reply: Any, arguments: list[str], calls: list[str]) -> None:
+    engine.answers["POST /containers/create"] = reply(404, NO_IMAGE)
+    if "never" not in arguments:
+        engine.answers["POST /containers/create"] = reply(201, {"Id": ID})
+    done = wherry("create", *arguments, "busybox")
+    assert engine.asked() == calls
+    assert done.code == (1 if "never" in arguments else 0)
+
+
+def test_a_pull_that_fails_in_the_stream_ends_the_run(engine: Any, wherry: Wherry, reply: Any) -> None:
+    engine.answers["POST /containers/create"] = reply(404, NO_IMAGE)
+    engine.answers["POST /images/create"] = reply(200, b'{"errorDetail":{"message":"denied"},"error":"denied"}\n')
+    done = wherry("run", "-q", "-d", "busybox")
+    assert done.code == 125
+    assert done.err == "wherry: denied\n\nRun 'wherry run --help' for more information\n"
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ('exec: "nope": executable file not found in $PATH: unknown', 127),
+        ('exec: "/x": stat /x: no such file or directory', 127),
+        ('exec: "/etc": permission denied: unknown', 126),
+        ('exec: "/etc": is a directory', 126),
+        ("driver failed programming external connectivity", 125),
+    ],
+)
+def test_the_exit_code_of_a_failed_start(engine: Any, wherry: Wherry, reply: Any, message: str, code: int) -> None:
+    engine.answers[f"POST /containers/{ID}/start"] = reply(400, {"message": message})
+    done = wherry("run", "-d", "busybox")
+    assert done.code == code
+    assert done.err == (
+        f"wherry: Error response from daemon: {message}\n\nRun 'wherry run --help' for more information\n"
+    )
+
+
+def test_a_terminal_cannot_be_given_without_having_one(engine: Any, wherry: Wherry) -> None:
+    done = wherry("run", "-it", "busybox")
+    assert (done.code, done.err) == (1, "the input device is not a TTY\n")
+    assert engine.asked() == []
+
+
+def test_attach_and_detach_exclude_each_other(engine: Any, wherry: Wherry) -> None:
+    done = wherry("run", "-d", "-a", "stdout", "busybox")
+    assert (done.code, done.err) == (1, "conflicting options: cannot specify both --attach and --detach\n")
+
+
+def test_warnings_are_shown(engine: Any, wherry: Wherry, reply: Any) -> None:
+    engine.answers["POST /containers/create"] = reply(201, {"Id": ID, "Warnings": ["no swap"]})
+    done = wherry("create", "busybox")
+    assert (done.out, done.err) == (f"{ID}\n", "WARNING: no swap\n")
+
+
+def test_the_id_file(engine: Any, wherry: Wherry, reply: Any, tmp_path: Path) -> None:
+    path = tmp_path / "cid"
+    assert wherry("create", "--cidfile", str(path), "busybox").code == 0
+    assert path.read_text() == ID
+    again = wherry("run", "--cidfile", str(path), "busybox")
+    assert again.code == 125
+    assert "container ID file found, make sure the other container isn't running or delete" in again.err
+    engine.answers["POST /containers/create"] = reply(409, {"message": "Conflict"})
+    assert wherry("create", "--cidfile", str(tmp_path / "other"), "busybox").code == 1
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_body_says_what_the_flags_say(engine: Any, wherry: Wherry) -> None:
+    done = wherry(
+        "create", "-it", "-e", "A=1", "-w", "/w", "-u", "1:2", "--entrypoint", "sh", "-h", "web", "-l", "x=y",
+        "-v", "vol:/data:ro", "-v", "/anon", "--mount", "type=tmpfs,dst=/t", "--tmpfs", "/tmp:size=1m",
+        "-p", "127.0.0.1:8080:80", "--expose", "90", "-P", "--network", "n1", "--network-alias", "a",
+        "--ip", "10.0.0.9", "--read-only", "--cap-add", "NET_ADMIN", "--cap-drop", "ALL", "--privileged", "-m", "64m",
+        "--memory-swap", "-1",
+        "--cpus", "1.5", "--pids-limit", "9", "--init", "--restart", "on-failure:2", "--add-host", "h:1.2.3.4",
+        "--dns", "1.1.1.1", "--device", "/dev/null:/dev/x:r", "--ulimit", "nofile=1:2", "--shm-size", "1g",
+        "--sysctl", "net.a=1", "--security-opt", "no-new-privileges", "--stop-signal", "INT", "--stop-timeout", "3",
+        "--health-cmd", "true", "--health-interval", "5s", "--log-driver", "none", "--group-add", "g", "--pid", "host",
+        "--runtime", "crun", "--rm=false", "busybox",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    body = engine.requests[0].body
+    host = body["HostConfig"]
+    assert all(body[name] for name in ("Tty", "OpenStdin", "AttachStdin", "StdinOnce"))
+    assert (body["Env"], body["WorkingDir"], body["User"], body["Entrypoint"], body["Hostname"]) == (
+        ["A=1"], "/w", "1:2", ["sh"], "web",
+    )  # fmt: skip
+    assert body["Labels"] == {"x": "y"}
+    assert body["Volumes"] == {"/anon": {}}
+    assert body["ExposedPorts"] == {"80/tcp": {}, "90/tcp": {}}
+    assert body["Healthcheck"] == {"Test": ["CMD-SHELL", "true"], "Interval": 5_000_000_000}
+    assert (body["StopSignal"], body["StopTimeout"], body["Cmd"]) == ("INT", 3, None)
+    assert host["Binds"] == ["vol:/data:ro"]
+    assert host["Mounts"] == [{"Type": "tmpfs", "Target": "/t"}]
+    assert host["Tmpfs"] == {"/tmp": "size=1m"}
+    assert host["PortBindings"] == {"80/tcp": [{"HostIp": "127.0.0.1", "HostPort": "8080"}]}
+    assert host["NetworkMode"] == "n1"
+    assert body["NetworkingConfig"] == {
+        "EndpointsConfig": {"n1": {"IPAMConfig": {"IPv4Address": "10.0.0.9"}, "Aliases": ["a"]}}
+    }
+    assert (host["Memory"], host["MemorySwap"], host["NanoCpus"], host["PidsLimit"], host["ShmSize"]) == (
+        64 << 20, -1, 1_500_000_000, 9, 1 << 30,
+    )  # fmt: skip
+    assert host["RestartPolicy"] == {"Name": "on-failure", "MaximumRetryCount": 2}
+    assert host["Devices"] == [{"PathOnHost": "/dev/null", "PathInContainer": "/dev/x", "CgroupPermissions": "r"}]
+    assert host["Ulimits"] == [{"Name": "nofile", "Soft": 1, "Hard": 2}]
+    assert (host["CapAdd"], host["CapDrop"], host["Privileged"], host["ReadonlyRootfs"], host["Init"]) == (
+        ["NET_ADMIN"], ["ALL"], True, True, True,
+    )  # fmt: skip
+    assert (host["Sysctls"], host["SecurityOpt"], host["Dns"], host["ExtraHosts"], host["GroupAdd"]) == (
+        {"net.a": "1"}, ["no-new-privileges"], ["1.1.1.1"], ["h:1.2.3.4"], ["g"],
+    )  # fmt: skip
+    assert (host["LogConfig"], host["PidMode"], host["Runtime"], host["AutoRemove"], host["PublishAllPorts"]) == (
+        {"Type": "none", "Config": {}}, "host", "crun", False, True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rm", "--restart", "always"], "conflicting options: cannot specify both --restart and --rm"),
+        (["--health-cmd", "x", "--no-healthcheck"], "--no-healthcheck conflicts with --health-* options"),
+        (["--memory-swappiness", "200"], "invalid value: 200. Valid memory swappiness range is 0-100"),
+        (["--net", "none", "--network-alias", "x"],
+         "network-scoped aliases are only supported for user-defined networks"),
+        (["--pid", "foo"], "--pid: invalid PID mode"),
+        (["--uts", "foo"], "--uts: invalid UTS mode"),
+        (["--userns", "foo"], "--userns: invalid USER mode"),
+        (["--cgroupns", "foo"], "--cgroupns: invalid CGROUP mode"),
+        (["--log-driver", "none", "--log-opt", "a=b"], "invalid logging opts for driver none"),
+        (["--device", "/a:/b:zz"], "bad mode specified: zz"),
+        (["--mac-address", "zz"], "zz is not a valid mac address"),
+        (["--pull", "bogus"], "invalid pull option: 'bogus': must be one of \"always\", \"missing\" or \"never\""),
+        (["--network", "a", "--network", "a"], 'conflicting options: duplicate network "a" specified'),
+    ],
+)  # fmt: skip
+def test_contradictions(engine: Any, wherry: Wherry, arguments: list[str], message: str) -> None:
+    done = wherry("run", *arguments, "busybox")
+    assert done.code == 125
+    assert done.err == f"wherry: {message}\n\nRun 'wherry run --help' for more information\n"
+    assert engine.asked() == []
+
+
+def test_a_flag_the_engine_is_too_old_for(engine: Any, wherry: Wherry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_API_VERSION", "1.41")
+    done = wherry("create", "--annotation", "a=b", "busybox")
+    assert done.code == 1
+    assert done.err == '"--annotation" requires API version 1.43, but the Wherry daemon API version is 1.41\n'
