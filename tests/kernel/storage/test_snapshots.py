@@ -330,6 +330,22 @@ def test_a_directory_deleted_and_made_anew_in_one_layer_holds_the_new_only(snaps
     assert seen == {**{k: v for k, v in BASE.items() if "dpkg" not in k}, "var/lib/new": "n"}
 
 
+def test_a_whiteout_in_an_opaque_directory_is_not_seen_itself(snapshots, base, add, kit):
+    members = (kit.Member("etc/.wh.passwd", b""), kit.Member("etc/.wh..wh..opq", b""), kit.Member("etc/x", b"x"))
+    top = add(base, *members)
+    assert [path for path in kit.see_mounts(snapshots.view(top)) if "etc/" in path] == ["etc/x"]
+
+
+def test_an_opaque_root_hides_everything_below(snapshots, base, add, kit):
+    top = add(base, kit.Member("etc/x", b"x"), kit.Member(".wh..wh..opq", b""))
+    assert kit.see_mounts(snapshots.view(top)) == {"etc": "dir", "etc/x": "x"}
+
+
+def test_a_directory_after_a_file_of_one_layer_shows_nothing_from_below(snapshots, base, add, kit):
+    top = add(base, kit.Member("etc", b"a file for a moment"), kit.Member("etc/"), kit.Member("etc/x", b"x"))
+    assert [path for path in kit.see_mounts(snapshots.view(top)) if "etc/" in path] == ["etc/x"]
+
+
 @pytest.mark.parametrize("order", [1, -1])
 def test_a_whiteout_does_not_touch_a_file_of_its_own_layer(snapshots, base, add, kit, order):
     top = add(base, *[kit.Member("etc/.wh.passwd", b""), kit.Member("etc/passwd", b"new")][::order])
