@@ -78,6 +78,9 @@ class FakeEngine:
         class Server(socketserver.ThreadingUnixStreamServer):
             daemon_threads = True
 
+            def handle_error(self, request: Any, address: Any) -> None:
+                return  # a client that went away early
+
             def get_request(self) -> tuple[Any, Any]:
                 request, _ = super().get_request()
                 return request, ("local", 0)
