@@ -43,7 +43,7 @@ class AttachSession:
         self.deps.publish(self.container, "attach")
         if not self.stream:
             if self.logs:
-                await replay(self.deps, self.container, stream, stdout=self.stdout, stderr=self.stderr)
+                await replay(self.container, stream, stdout=self.stdout, stderr=self.stderr)
             return
         streams = await self._connect(stream)
         if streams is None:
@@ -85,7 +85,7 @@ class AttachSession:
         A line that was being written while this session connected can be seen twice or, if it had not ended yet, only
         from its middle on: as in Docker, whose log holds whole lines only.
         """
-        await replay(self.deps, self.container, stream, stdout=self.stdout, stderr=self.stderr, until=time.time_ns())
+        await replay(self.container, stream, stdout=self.stdout, stderr=self.stderr, until=time.time_ns())
 
 
 def _close_unwanted(connected: asyncio.Future[Streams | None]) -> None:

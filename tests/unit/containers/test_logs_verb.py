@@ -227,6 +227,6 @@ def test_parameters_as_docker_reads_them() -> None:
         0,
         None,
     ]
-    assert parse_moment("") is None
-    assert parse_moment("0") is None
+    assert parse_moment("") == 0
+    assert parse_moment("0") == 0
     assert parse_moment("5") == 5 * 10**9
