@@ -185,6 +185,12 @@ async def test_two_pulls_at_once_share_the_work(world: World, registry):
     made = make([BASE, TOP, {"more": b"3"}])
     for tag in ("1", "2"):
         registry.add("x", tag, made)
+
+    async def both_are_there(name: str) -> None:
+        while name in made.layer_digests and world.statuses.count("Pulling fs layer") < 6:
+            await asyncio.sleep(0.001)
+
+    registry.before_blob = both_are_there
     images = await asyncio.gather(fetch(world, registry, "x:1"), fetch(world, registry, "x:2"))
     assert {image.id for image in images} == {made.id}
     for layer in made.layer_digests:

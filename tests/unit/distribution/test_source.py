@@ -278,10 +278,11 @@ async def test_a_secure_registry_without_tls_is_said_as_docker_says_it(registry)
 async def test_a_mirror_serves_docker_io_and_gets_no_credentials(registry):
     made = make([{"a": b"1"}])
     registry.add("library/x", "latest", made)
+    registry.auth = "token"
     config = RegistryConfig(mirrors=[registry.base])
     async with open_source(config, parse("x"), ANN) as source:
         assert (await source.manifest("latest")).data == made.manifest
-    assert {request.authorization for request in registry.log} == {None}
+    assert {request.authorization for request in registry.log} == {None, "Bearer token-pull-1"}
 
 
 async def test_a_mirror_without_the_image_is_passed_over_for_the_next(registry):
