@@ -152,8 +152,7 @@ def run(cli: CLI, flags: Flags, arguments: list[str]) -> int:
     now = time.time()
     rows = [row for image in images for row in rows_of(image, digests=digests, truncate=truncate, now=now)]
     if quiet:
-        seen = dict.fromkeys(row.identifier() for row in rows)
-        out("".join(identifier + "\n" for identifier in seen))
+        out("".join(row.identifier() + "\n" for row in rows))
         return 0
     columns = ("Repository", "Tag", *(("Digest",) if flags.on("digests") else ()), "ID", "CreatedSince", "Size")
     print_rows(form, rows, columns, HEADERS)
