@@ -6,6 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from wherry.kernel import process
+
+ENVIRONMENT = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}  # of the runtimes
+
 # Runtimes that keep nothing outside their state directory and the container's cgroups: we tidy up after these
 # ourselves, and save the execution of `delete`.
 _TIDY = ("crun", "runc")
@@ -59,6 +63,12 @@ class Runtime:
 
     def delete(self) -> list[str]:
         return self._command("delete", "--force")
+
+    def run(self, args: list[str], *, stdio: Sequence[int] = ()) -> int:
+        """Execute to the end, without stdio if none is given; returns the wait status."""
+        with open("/dev/null", "r+b") as null:
+            pid = process.spawn(args, stdio=stdio or [null.fileno()] * 3, env=ENVIRONMENT)
+        return os.waitpid(pid, 0)[1]
 
     def _command(self, verb: str, *options: str) -> list[str]:
         general = ["--root", self.root, "--log", self.log, "--log-format", "json"]

@@ -5,14 +5,17 @@ added later has a default here.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import cast
 
+from wherry import errors
+from wherry.errors import Failed, WherryError
 from wherry.kernel.mount import Mount
+from wherry.kernel.process import Identity
 from wherry.logs.json_file import JSONFileLog
 from wherry.runtime.bundle import Spec
 from wherry.runtime.frames import Document
-from wherry.runtime.oci import RuntimeSpec
+from wherry.runtime.oci import Runtime, RuntimeSpec
 from wherry.runtime.streams import STDERR, STDOUT
 
 Size = tuple[int, int]  # height, width
@@ -77,6 +80,38 @@ class CreateRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Created:
+    """A created container, as its creation tells the shim."""
+
+    runtime: Runtime
+    identity: Identity  # of init
+    groups: Mapping[str, str]
+    shared_pids: bool  # init is not the first process of a pid namespace
+    tty: bool
+    stdin_once: bool
+    log: LogSpec
+    stdio: tuple[int, ...] = ()  # what the fds that come along are: 0 for stdin, a stream's number for the others
+
+    def document(self) -> Document:
+        return asdict(self)
+
+    @classmethod
+    def read(cls, document: Document) -> "Created":
+        runtime = cast(dict[str, str], document["runtime"])
+        spec = cast(Mapping[str, object], runtime.pop("spec"))
+        return cls(
+            runtime=Runtime(spec=RuntimeSpec(path=cast(str, spec["path"]), args=_strings(spec["args"])), **runtime),
+            identity=Identity(*cast(Sequence[int], document["identity"])),
+            groups=cast(dict[str, str], document["groups"]),
+            shared_pids=bool(document["shared_pids"]),
+            tty=bool(document["tty"]),
+            stdin_once=bool(document["stdin_once"]),
+            log=LogSpec(**cast(dict[str, str], document["log"])),  # type: ignore[arg-type]
+            stdio=tuple(cast(Sequence[int], document["stdio"])),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExecRequest:
     id: str
     args: tuple[str, ...]
@@ -106,6 +141,21 @@ class ExecRequest:
             streams=chosen_streams(document, tty=bool(document["tty"])),
             console_size=_size(document["console_size"]),
         )
+
+
+def describe(exc: Exception) -> Document:
+    """An error as it travels: kind and message."""
+    if isinstance(exc, WherryError):
+        return {"kind": type(exc).__name__, "message": exc.message}
+    if isinstance(exc, ProcessLookupError):
+        return {"kind": "NotFound", "message": str(exc)}
+    return {"kind": "Failed", "message": str(exc)}
+
+
+def error_of(document: Mapping[str, object]) -> WherryError:
+    """The inverse of `describe`."""
+    kind = getattr(errors, str(document.get("kind")), Failed)
+    return cast(WherryError, kind(document.get("message", "")))
 
 
 def chosen_streams(document: Document, *, tty: bool) -> frozenset[int]:

@@ -1,7 +1,7 @@
 """The shim: the one process of ours that stands by a container from its creation to its end.
 
     <exec root>/shims/<id>/          made by the daemon; the OCI bundle
-        config.json                  runtime spec, made complete here
+        config.json, process.json    runtime spec, and its process for execs, made complete here
         rootfs/                      mounted in the shim's own mount namespace only
         state/                       the OCI runtime's --root
         shim.sock                    where a later daemon finds the shim
@@ -9,11 +9,12 @@
         exit.json                    written and renamed into place once init has ended
         runtime.log, shim.log        errors of the runtime, of the shim
 
-It mounts the root file system, has the runtime create the container, owns its stdio, writes its log, starts and reaps
-execs, and hands output to attached clients. All of it lives in the shim's own mount namespace and fds: when shim and
-container have ended nothing is left in the host but the directory above. Until the container is started the shim ends
-with the daemon that asked for it; afterwards daemons come and go. SIGTERM, SIGINT and SIGHUP are ignored: who wants a
-container to stop says so to its init. Stdlib, `kernel` and `logs` only; blocking, single-threaded.
+A short-lived child, `creation`, mounts the root file system and has the runtime create the container. The shim itself
+owns its stdio, writes its log, starts and reaps execs, and hands output to attached clients. All of it lives in the
+shim's own mount namespace and fds: when shim and container have ended nothing is left in the host but the directory
+above. Until the container is started the shim ends with the daemon that asked for it; afterwards daemons come and go.
+SIGTERM, SIGINT and SIGHUP are ignored: who wants a container to stop says so to its init. Stdlib, `kernel` and `logs`
+only; blocking, single-threaded.
 """
 
 import contextlib
@@ -23,23 +24,19 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable
-from typing import ClassVar, cast
 
 from wherry.errors import Failed, InvalidParameter, WherryError
 from wherry.kernel import cgroup, process
 from wherry.kernel.mount import umount
-from wherry.kernel.process import Identity
-from wherry.runtime import frames, oci
-from wherry.runtime.bundle import Bundle, Process, complete, enter_namespace, mount_rootfs, own_groups, take_shm
+from wherry.runtime import creation, frames, oci
+from wherry.runtime.bundle import Bundle, enter_namespace
 from wherry.runtime.console import set_size
-from wherry.runtime.executable import examine
 from wherry.runtime.frames import Document
 from wherry.runtime.loop import IN, Loop
-from wherry.runtime.requests import CreateRequest
-from wherry.runtime.shim_exec import Exec, Stdio
-from wherry.runtime.shim_peer import Control, Greeting, describe
+from wherry.runtime.requests import Created, describe
+from wherry.runtime.shim_exec import Exec
+from wherry.runtime.shim_peer import Control, Greeting
 from wherry.runtime.streams import STDERR, STDOUT, Session
 
 _BACKLOG = 64  # connections waiting to be accepted
@@ -49,104 +46,42 @@ class Shim:
     """One container from `create` to its end."""
 
     drain_limit = 2.0  # s; how long output may be held open by others after its process has ended
-    environment: ClassVar = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}  # of the runtime
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, created: Created, fds: list[int]) -> None:
+        """`fds`: our ends of its stdio, in the order of `created.stdio`."""
         self.bundle = bundle
         self.loop = Loop()
         self.controls: list[Control] = []
         self.execs: dict[str, Exec] = {}
         self._finishing: list[Session] = []  # of ended execs, whose clients have not got everything yet
-        self.identity = Identity(0, 0)
-        self.groups: dict[str, str] = {}
+        self.runtime = created.runtime
+        self.identity = created.identity
+        self.groups = created.groups
         self.started = False
         self.left = False  # everything is done but for what clients have not taken yet
         self._starting = False
+        self._shared_pids = created.shared_pids
         self._status: int | None = None  # wait status of init
         self._ended_at = 0  # ns since the epoch
-        self._pidfd = -1
-        self._master = -1  # of the container's terminal
+        self._pidfd = os.pidfd_open(created.identity.pid)
+        self._master = os.dup(fds[0]) if created.tty else -1  # of the container's terminal; the session has its own
         self._log_mark = 0  # where errors of the container's own exec begin in the runtime's log
-
-    # Creation: nothing else happens meanwhile, so this blocks.
-
-    def create(self, request: CreateRequest, netns: int | None) -> None:
-        """Make the container, up to a process that waits to be let go. Raises; `discard` is the undo."""
-        spec = request.spec
-        self.runtime = oci.Runtime(
-            spec=request.runtime,
-            container_id=request.id,
-            root=self.bundle.path("state"),
-            log=self.bundle.path("runtime.log"),
-        )
-        self._cgroups_path = spec.cgroups_path
-        self._shared_pids = not any(each.get("type") == "pid" and not each.get("path") for each in spec.namespaces)
         self.session = Session(
             self.loop,
-            tty=request.tty,
-            log=request.log.open(),
-            close_stdin=request.stdin_once,
+            tty=created.tty,
+            log=created.log.open(),
+            close_stdin=created.stdin_once,
             on_log_error=lambda exc: note(f"log of the container: {exc}"),
         )
-        mount_rootfs(self.bundle, request.rootfs)
-        complete(spec, self.bundle, user=request.user, group_add=request.group_add, netns=netns)
-        if request.shm_of:
-            take_shm(self.bundle, request.shm_of)
-        self.bundle.write_text("config.json", spec.text())
-        self.bundle.write("process.json", cast(Document, spec.process))
-        self._run_create(request)
-        self._refuse_what_cannot_run(spec.process)
-        self._log_mark = self.log_size()
-
-    def _run_create(self, request: CreateRequest) -> None:
-        pid_file = self.bundle.path("init.pid")
-        with Stdio(self.bundle, "console.sock", tty=request.tty, stdin=request.open_stdin) as stdio:
-            args = self.runtime.create(bundle=self.bundle.directory, pid_file=pid_file, console=stdio.console_path)
-            status = os.waitpid(process.spawn(args, stdio=stdio.theirs, env=self.environment), 0)[1]
-            if status:
-                raise self._create_error(request.spec.process, status)
-            pid = read_pid(pid_file)
-            self.identity = Identity(pid, process.start_time(pid) or 0)
-            self._pidfd = os.pidfd_open(pid)
-            self.groups = own_groups(pid, self._cgroups_path)
-            self.bundle.write("init.json", {"pid": pid, "start": self.identity.start, "groups": self.groups})
-            self._master = stdio.connect(self.session, request.console_size)
-        self.loop.on_exit(pid, self._init_exited)
-
-    def _create_error(self, target: Process, status: int) -> WherryError:
-        message = oci.reworded(oci.last_error(self.runtime.log)) or f"exit status {process.exit_code(status)}"
-        kind = self.runtime.spec.kind
-        if not oci.is_exec_failure(message):
-            return Failed(oci.create_failed(kind, message))
-        root = os.open(self.bundle.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            problem = examine(root, target["args"][0], env=target.get("env", []), cwd=target.get("cwd", "/"))
-        finally:
-            os.close(root)
-        return InvalidParameter(oci.create_failed(kind, str(problem) if problem else message))
-
-    def _refuse_what_cannot_run(self, target: Process) -> None:
-        """What the kernel would refuse after the start, with a word that explains nothing, is refused here."""
-        root = self.open_root()
-        try:
-            problem = examine(root, target["args"][0], env=target.get("env", []), cwd=target.get("cwd", "/"))
-        finally:
-            os.close(root)
-        if problem is not None:
-            raise InvalidParameter(oci.create_failed(self.runtime.spec.kind, str(problem)))
+        self.session.use(
+            stdin=next((fd for fd, number in zip(fds, created.stdio, strict=True) if number == 0), None),
+            outputs={fd: number for fd, number in zip(fds, created.stdio, strict=True) if number != 0},
+        )
+        self.loop.on_exit(created.identity.pid, self._init_exited)
 
     def open_root(self) -> int:
         """The container's root as its processes see it."""
-        return os.open(f"/proc/{self.identity.pid}/root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def discard(self) -> None:
-        """Undo `create` wherever it stopped: no process, no cgroup."""
-        if self.identity.pid:
-            process.send_signal(self.identity, signal.SIGKILL)
-        if hasattr(self, "_cgroups_path") and self._cgroups_path:
-            cgroup.remove(cgroup.planned_groups(self._cgroups_path))
-        if hasattr(self, "runtime") and self.runtime.leaves_traces:
-            self._run_delete()
+        return creation.open_root(self.identity)
 
     # Service
 
@@ -218,7 +153,7 @@ class Shim:
         """Execute the runtime and call back with its wait status."""
         null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
-            self.loop.on_exit(process.spawn(args, stdio=(null, null, null), env=self.environment), done)
+            self.loop.on_exit(process.spawn(args, stdio=(null, null, null), env=oci.ENVIRONMENT), done)
         finally:
             os.close(null)
 
@@ -292,7 +227,9 @@ class Shim:
     def _record(self) -> None:
         """All output is there: write down how it ended, and say so."""
         status = self._status or 0
-        self._master = -1
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
         error = oci.reworded(oci.last_error(self.runtime.log, self._log_mark)) if status else ""
         if error and self.started:  # the exec of the container's own program failed: Docker shows that on stderr
             self.session.emit(STDOUT if self.session.tty else STDERR, error.encode("utf-8", "replace") + b"\n")
@@ -318,19 +255,11 @@ class Shim:
         for directory in cgroup.remove(self.groups):
             note(f"cgroup {directory} is busy and stays")
         if self.runtime.leaves_traces:
-            self._run_delete()
+            with contextlib.suppress(ChildProcessError):
+                self.runtime.run(self.runtime.delete())
         for control in tuple(self.controls):
             control.finish()
         self.left = True
-
-    def _run_delete(self) -> None:
-        null = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
-        try:
-            pid = process.spawn(self.runtime.delete(), stdio=(null, null, null), env=self.environment)
-        finally:
-            os.close(null)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
 
     def _everybody_has_left(self) -> bool:
         waiting = any(each.clients for each in (self.session, *self._finishing))
@@ -348,11 +277,6 @@ def note(text: str) -> None:
     print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), text, file=sys.stderr, flush=True)
 
 
-def read_pid(path: str) -> int:
-    with open(path) as file:
-        return int(file.read())
-
-
 def main(directory: str, fds: list[int]) -> None:
     """The life of a shim, in a fresh fork of the zygote. `fds`: control socket, and perhaps a network namespace."""
     process.set_name("wherry-shim")
@@ -367,30 +291,20 @@ def main(directory: str, fds: list[int]) -> None:
     with contextlib.suppress(OSError):
         _write("/proc/self/oom_score_adj", "-999")  # a shim dies last; needs CAP_SYS_RESOURCE
     control = socket.socket(fileno=fds[0])
-    document = frames.receive(control)
-    if document is None:
-        return
     control.sendall(frames.encode({"event": "forked", "shim": os.getpid()}))
-    shim = Shim(Bundle(directory=directory))
+    bundle = Bundle(directory=directory)
     try:
         process.become_subreaper()
         enter_namespace()
-        shim.create(CreateRequest.read(document), fds[1] if len(fds) > 1 else None)
+        created, ends = creation.in_child(bundle, control, fds[1] if len(fds) > 1 else None)
         for fd in fds[1:]:
             os.close(fd)  # the container is in it
-    except BaseException as exc:
-        shim.discard()
-        control.sendall(frames.encode({"error": _describe(exc)}))
+        shim = Shim(bundle, created, ends)
+    except WherryError as exc:
+        control.sendall(frames.encode({"error": describe(exc)}))
         return
     shim.serve(control)
     os._exit(0)
-
-
-def _describe(exc: BaseException) -> Document:
-    if isinstance(exc, WherryError):
-        return describe(exc)
-    traceback.print_exc()
-    return {"kind": "Failed", "message": f"failed to create task for container: {exc}"}
 
 
 def _redirect_stdio(directory: str) -> None:

@@ -25,16 +25,15 @@ from typing import Any, cast
 
 import msgspec
 
-from wherry import errors
 from wherry.aio import settle
-from wherry.errors import Conflict, Failed, NotFound, WherryError
+from wherry.errors import Conflict, Failed, NotFound
 from wherry.kernel import cgroup
 from wherry.kernel.mount import Mount
 from wherry.runtime import frames, security
 from wherry.runtime.cleanup import clean_up
 from wherry.runtime.filters import Filters
 from wherry.runtime.oci import RuntimeSpec
-from wherry.runtime.requests import LogSpec, Size
+from wherry.runtime.requests import LogSpec, Size, error_of
 from wherry.runtime.zygote_client import Zygote
 
 log = logging.getLogger(__name__)
@@ -180,7 +179,7 @@ class _Control(asyncio.Protocol):
         if future.done():
             return
         if "error" in document:
-            future.set_exception(_error_of(document["error"]))
+            future.set_exception(error_of(document["error"]))
         else:
             future.set_result(document["ok"])
 
@@ -192,11 +191,6 @@ class _Control(asyncio.Protocol):
 
 class Unreachable(Failed):
     """There is no shim to talk to."""
-
-
-def _error_of(error: Document) -> WherryError:
-    kind = getattr(errors, str(error.get("kind")), Failed)
-    return cast(WherryError, kind(error.get("message", "")))
 
 
 def _exit_of(document: Document) -> Exit:
@@ -632,5 +626,5 @@ async def _open(sock: socket.socket, document: Mapping[str, object]) -> tuple[St
         raise
     if "error" in answer:
         writer.close()
-        raise _error_of(answer["error"])
+        raise error_of(answer["error"])
     return (reader, writer), answer["ok"]

@@ -1,4 +1,4 @@
-"""Processes of a shim and their stdio: pipes or a terminal, and execs beside the container's init. Stdlib only."""
+"""Execs: processes that a shim starts beside the container's init. Stdlib only."""
 
 import contextlib
 import os
@@ -10,79 +10,17 @@ from wherry.errors import Failed, InvalidParameter, WherryError
 from wherry.kernel import process
 from wherry.kernel.process import Identity
 from wherry.runtime import oci
-from wherry.runtime.bundle import Bundle, exec_process
-from wherry.runtime.console import Console, set_size
+from wherry.runtime.bundle import exec_process
+from wherry.runtime.console import set_size
+from wherry.runtime.creation import read_pid
 from wherry.runtime.executable import examine
 from wherry.runtime.frames import Document
-from wherry.runtime.requests import ExecRequest, Size
-from wherry.runtime.streams import STDERR, STDOUT, Session
+from wherry.runtime.requests import ExecRequest
+from wherry.runtime.stdio import Stdio
+from wherry.runtime.streams import Session
 
 if TYPE_CHECKING:
     from wherry.runtime.shim import Shim
-
-
-class Stdio:
-    """The ends of a new process's stdio, until `connect` gives ours to a session. Leaving closes whatever is left.
-
-    With a terminal the runtime makes it and sends its master; `theirs` then is what the runtime itself gets.
-    """
-
-    def __init__(self, bundle: Bundle, name: str, *, tty: bool, stdin: bool, output: bool = True) -> None:
-        self._close: list[int] = []
-        self._console = Console(bundle.directory, name) if tty else None
-        self._stdin: int | None = None
-        self._outputs: dict[int, int] = {}
-        null = self._own(os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
-        theirs = [null, null, null]
-        if not tty:
-            if stdin:
-                theirs[0], self._stdin = self._pipe()
-            for number in (STDOUT, STDERR) if output else ():
-                ours, theirs[number] = self._pipe()
-                self._outputs[ours] = number
-        self._has_stdin = stdin
-        self.theirs = tuple(theirs)
-
-    @property
-    def console_path(self) -> str | None:
-        return self._console.path if self._console else None
-
-    def connect(self, session: Session, size: Size | None) -> int:
-        """Hand our ends to `session`, once the runtime has succeeded; returns the terminal's master, or -1."""
-        master = -1
-        if self._console is not None:
-            master = self._console.accept()
-            if size is not None:
-                set_size(master, *size)
-            self._stdin = os.dup(master) if self._has_stdin else None
-            self._outputs = {master: STDOUT}
-        else:
-            kept = {*self._outputs, *([] if self._stdin is None else [self._stdin])}
-            self._close = [fd for fd in self._close if fd not in kept]
-        session.use(stdin=self._stdin, outputs=self._outputs)
-        return master
-
-    def close(self) -> None:
-        """Idempotent."""
-        for fd in self._close:
-            os.close(fd)
-        self._close = []
-        if self._console is not None:
-            self._console.close()
-
-    def __enter__(self) -> "Stdio":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _pipe(self) -> tuple[int, int]:
-        read, write = os.pipe2(os.O_CLOEXEC)
-        return self._own(read), self._own(write)
-
-    def _own(self, fd: int) -> int:
-        self._close.append(fd)
-        return fd
 
 
 class Exec:
@@ -135,7 +73,7 @@ class Exec:
         args = shim.runtime.exec(process=self._path("json"), pid_file=self._path("pid"), console=stdio.console_path)
         shim.loop.expect()
         try:
-            shim.loop.on_exit(process.spawn(args, stdio=stdio.theirs, env=shim.environment), finished)
+            shim.loop.on_exit(process.spawn(args, stdio=stdio.theirs, env=oci.ENVIRONMENT), finished)
         except OSError:
             stdio.close()
             shim.loop.adopted()
@@ -156,10 +94,13 @@ class Exec:
             self._announce()
 
     def _take(self, stdio: Stdio) -> None:
-        with open(self._path("pid")) as file:
-            pid = int(file.read())
+        pid = read_pid(self._path("pid"))
         self._identity = Identity(pid, process.start_time(pid) or 0)
-        self._master = stdio.connect(self.session, self._request.console_size)
+        stdio.accept(self._request.console_size)
+        stdin, outputs = stdio.take()
+        if self._request.tty:
+            self._master = os.dup(next(iter(outputs)))  # the session has its own
+        self.session.use(stdin=stdin, outputs=outputs)
         self._shim.loop.on_exit(pid, self._exited)
 
     def _exited(self, status: int) -> None:
@@ -170,7 +111,9 @@ class Exec:
         if self._announced:
             return
         self._announced = True
-        self._master = -1
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
         self.session.end_output()
         status = self._status if self._status is not None else signal.SIGKILL
         self._shim.tell({"event": "exec-exit", "id": self.id, "code": process.exit_code(status)})

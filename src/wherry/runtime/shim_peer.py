@@ -7,21 +7,12 @@ from typing import TYPE_CHECKING, cast
 from wherry.errors import InvalidParameter, WherryError
 from wherry.runtime import frames
 from wherry.runtime.frames import Document
-from wherry.runtime.requests import ExecRequest, chosen_streams
+from wherry.runtime.requests import ExecRequest, chosen_streams, describe
 from wherry.runtime.shim_exec import Exec
 from wherry.runtime.streams import Connection
 
 if TYPE_CHECKING:
     from wherry.runtime.shim import Shim
-
-
-def describe(exc: Exception) -> Document:
-    """An error as it travels: kind and message."""
-    if isinstance(exc, WherryError):
-        return {"kind": type(exc).__name__, "message": exc.message}
-    if isinstance(exc, ProcessLookupError):
-        return {"kind": "NotFound", "message": str(exc)}
-    return {"kind": "Failed", "message": str(exc)}
 
 
 class Control(Connection):
