@@ -55,7 +55,7 @@ class Server(HTTPServer):
         for connection in self.connections:
             if isinstance(connection, Connection) and connection.watched and connection.transport is not None:
                 connection.transport.close()
-        await self.shutdown(grace)
+        await self.shutdown(grace / 2)  # once for answers to end, once for cancelled handlers to clean up
 
     async def _dispatch(self, request: BaseRequest) -> web.StreamResponse:
         call: Call | None = None

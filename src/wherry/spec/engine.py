@@ -321,7 +321,8 @@ def _drop_null(value: Any) -> Any:
 def decode(kind: type[T], raw: bytes) -> T:
     """Read a request body; an empty one is an empty document. Raises InvalidParameter naming the field."""
     try:
-        value = msgspec.json.decode(raw) if raw.strip() else {}
+        value = msgspec.json.decode(raw) if raw.strip() else None
+        value = {} if value is None else value  # as Docker: null is nothing given
         return msgspec.convert(_drop_null(value), kind)
     except msgspec.ValidationError as exc:
         raise InvalidParameter(f"invalid JSON: {exc}") from exc

@@ -167,6 +167,7 @@ async def test_a_connection_error_of_a_peer_is_not_taken_for_the_clients_going_a
         (b'{"Tty":true}', "application/json", 200, None),
         (b'{"Tty":true}', "application/json; charset=utf-8", 200, None),
         (b'{"Tty":null,"Other":[1]}', "application/json", 200, None),
+        (b"null", "application/json", 200, None),
         (b"{}", None, 400, "malformed Content-Type header (): mime: no media type"),
         (b"{}", "text/plain", 400, "unsupported Content-Type header (text/plain): must be 'application/json'"),
         (b"", "text/plain", 400, "unsupported Content-Type header (text/plain): must be 'application/json'"),
