@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import cast
 
 from wherry.aio import Background, KeyedLock
@@ -22,7 +21,7 @@ from wherry.runtime.shim_client import Shims
 from wherry.spec.engine import ContainerConfig, HostConfig
 from wherry.state import State as Database
 from wherry.storage.content import ContentStore
-from wherry.storage.snapshot import Snapshotter
+from wherry.storage.native import NativeSnapshotter
 from wherry.volumes.volumes import Volumes
 
 NETWORK = {"Id": "b" * 64, "Name": "bridge", "Driver": "bridge", "Scope": "local"}
@@ -49,7 +48,7 @@ class World:
         state, self.events = Database(root / "state.db"), Events()
         self.store = ContainerStore(state)
         self.networks = FakeNetworks()
-        snapshots = cast(Snapshotter, SimpleNamespace(name="overlay2"))
+        snapshots = NativeSnapshotter(root)
         networks = cast(Networks, self.networks)
         image_deps = images.build(
             state=state,
