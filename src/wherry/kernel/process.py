@@ -35,6 +35,15 @@ def set_name(name: str) -> None:
     check(libc.prctl(_PR_SET_NAME, name.encode()[:15] + b"\0", 0, 0, 0), "PR_SET_NAME")
 
 
+def set_oom_score(value: int) -> None:
+    """oom_score_adj of this process; PermissionError for less than it has been, without CAP_SYS_RESOURCE."""
+    fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, str(value).encode())
+    finally:
+        os.close(fd)
+
+
 def become_subreaper() -> None:
     """Orphaned descendants become children of this process."""
     check(libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0), "PR_SET_CHILD_SUBREAPER")
@@ -52,22 +61,29 @@ def setns(fd: int, flags: int = 0) -> None:
 
 def start_time(pid: int) -> int | None:
     """When `pid` started, in clock ticks since boot; None when there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            stat = file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return int(stat[stat.rindex(b")") + 2 :].split()[19])
+    stat = _stat(pid)
+    return None if stat is None else int(stat[19])
 
 
 def state(pid: int) -> str | None:
     """The one-letter state of `pid` (`R`, `S`, `Z`, …); None when there is no such process."""
+    stat = _stat(pid)
+    return None if stat is None else stat[0].decode()
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """The fields of /proc/<pid>/stat from the state on."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            stat = file.read()
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return chr(stat[stat.rindex(b")") + 2])
+    try:
+        text = os.read(fd, 4096)
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(fd)
+    return text[text.rindex(b")") + 2 :].split()
 
 
 def is_alive(who: Identity) -> bool:

@@ -37,10 +37,18 @@ class Loop:
         self._children: dict[int, Callable[[int], None]] = {}
         self._expecting = 0
         self._strays: dict[int, int] = {}
-        wakeup, self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._woken_by, self._wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, _wake)
         signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
-        self.watch(wakeup, IN, lambda _: self._woken(wakeup))
+        self.watch(self._woken_by, IN, self._woken)
+
+    def close(self) -> None:
+        """Give SIGCHLD and all fds of its own back; what is watched stays open."""
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._epoll.close()
+        os.close(self._woken_by)
+        os.close(self._wakeup)
 
     def watch(self, fd: int, events: int, handler: Handler) -> None:
         """Call `handler` with the events that are true of `fd`; replaces an earlier watch."""
@@ -112,9 +120,9 @@ class Loop:
             elif self._expecting:
                 self._strays[pid] = status
 
-    def _woken(self, wakeup: int) -> None:
+    def _woken(self, _events: int) -> None:
         try:
-            os.read(wakeup, 4096)
+            os.read(self._woken_by, 4096)
         except BlockingIOError:
             return
         self.reap()

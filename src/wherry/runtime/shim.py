@@ -289,7 +289,7 @@ def main(directory: str, fds: list[int]) -> None:
     _redirect_stdio(directory)
     gc.enable()
     with contextlib.suppress(OSError):
-        _write("/proc/self/oom_score_adj", "-999")  # a shim dies last; needs CAP_SYS_RESOURCE
+        process.set_oom_score(-999)  # a shim dies last; needs CAP_SYS_RESOURCE
     control = socket.socket(fileno=fds[0])
     control.sendall(frames.encode({"event": "forked", "shim": os.getpid()}))
     bundle = Bundle(directory=directory)
@@ -314,8 +314,3 @@ def _redirect_stdio(directory: str) -> None:
         os.dup2(source, target)
     os.close(null)
     os.close(log)
-
-
-def _write(path: str, text: str) -> None:
-    with open(path, "w") as file:
-        file.write(text)

@@ -7,14 +7,18 @@ The zygote answers nothing: a shim speaks for itself on its control socket, and 
 It ends when the daemon's end of the socket is closed. Shims outlive it. Stdlib only.
 """
 
+import contextlib
 import gc
 import os
 import signal
 import socket
 import sys
 
-from wherry.kernel import process
-from wherry.runtime import shim
+from wherry.kernel import cgroup, process
+from wherry.logs.json_file import Encoder
+from wherry.runtime import frames, shim
+from wherry.runtime.loop import Loop
+from wherry.runtime.streams import Session
 
 _MESSAGE = 4096  # bytes
 _FDS = 2
@@ -27,8 +31,9 @@ def main() -> None:
     process.close_fds(keep=[sock.fileno()])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the daemon's end is the zygote's, whatever a terminal sends
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
     os.chdir("/")
+    _rehearse()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
     gc.collect()
     gc.disable()
     gc.freeze()  # what is there now is shared by all shims as long as nobody writes to it
@@ -42,6 +47,36 @@ def main() -> None:
         finally:
             for fd in fds:
                 os.close(fd)
+
+
+def _rehearse() -> None:
+    """Run once what every shim runs: bytecode specializes, caches fill and ctypes sets itself up before the forks.
+
+    All of that writes to memory, and what is written before a fork is shared.
+    """
+    for _ in range(16):  # CPython specializes a function after 8 calls
+        frames.Decoder().feed(frames.encode({"seq": 1, "op": "start", "names": ["x"], "ok": {}}))
+        with contextlib.suppress(OSError):
+            process.start_time(os.getpid())
+            cgroup.groups_of(os.getpid())
+            cgroup.layout()
+        encoder = Encoder("stdout", {})
+        encoder.feed(b'a line\nand\t"more"\n', 1)
+    loop = Loop()
+    reader, writer = os.pipe2(os.O_CLOEXEC)
+    ours, theirs = socket.socketpair()
+    session = Session(loop, tty=False)
+    session.use(stdin=None, outputs={reader: 1})
+    session.attach(theirs, streams=frozenset({1}), stdin=False)
+    session.begin()
+    for _ in range(16):
+        os.write(writer, b"x")
+        loop.run_once()
+    os.close(writer)
+    loop.run_once()
+    session.finish()
+    ours.close()
+    loop.close()
 
 
 def _fork(sock: socket.socket, name: str, fds: list[int]) -> None:
