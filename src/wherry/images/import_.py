@@ -12,6 +12,7 @@ from wherry.images.deps import Deps
 from wherry.images.feed import consume
 from wherry.images.garbage import leased
 from wherry.images.layers import unpack
+from wherry.images.leases import Lease
 from wherry.images.make import add_image, keep, now
 from wherry.images.progress import Progress
 from wherry.images.record import Image
@@ -58,7 +59,7 @@ async def import_(
     target = parse_platform(platform) if platform else host_platform()
     config = dockerfile.apply(ContainerConfig(), changes)
     async with leased(deps, "import") as lease:
-        blob = await consume(chunks, lambda stream: _receive(deps.content, stream))
+        blob = await consume(chunks, lambda stream: _receive(deps.content, lease, stream))
         await keep(deps, lease, blob.digest)
         layer = await unpack(deps, lease, blob, parent=None, diff_id=None)
         image = await add_image(
@@ -81,7 +82,7 @@ def _name(repository: str, tag: str) -> Reference:
     return parse_repository(repository, tag or None)
 
 
-def _receive(content: ContentStore, stream: BinaryIO) -> Descriptor:
+def _receive(content: ContentStore, lease: Lease, stream: BinaryIO) -> Descriptor:
     head = b""
     while len(head) < HEAD and (more := stream.read(HEAD - len(head))):
         head += more
@@ -96,6 +97,7 @@ def _receive(content: ContentStore, stream: BinaryIO) -> Descriptor:
             _recompress(kind, head, stream, ingest)
         size = ingest.offset
         digest = ingest.commit(None)
+        lease.note(digest)
     finally:
         ingest.abort()
     return Descriptor(media_type=_TYPES.get(kind, OCI_LAYER_GZIP), digest=digest, size=size)

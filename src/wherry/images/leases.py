@@ -34,6 +34,13 @@ class Lease:
             self.digests.update(digests)
             self.chains.update(chains)
 
+    def note(self, digest: Digest) -> None:
+        """From a thread that has just stored a blob: whatever happens now, in the end it is looked at.
+
+        A removal under way may still take it; `protect` it, and look whether it is there, before using it.
+        """
+        self.digests.add(digest)
+
 
 class Leases:
     def __init__(self, state: State) -> None:

@@ -212,6 +212,7 @@ class _Spool:
         return File(digest, size, detect(head))
 
     def _protect(self, digest: Digest) -> None:
+        self._lease.note(digest)
         asyncio.run_coroutine_threadsafe(self._lease.protect(digests=[digest]), self._loop).result()
         if not self._deps.content.has(digest):  # it was garbage of another removal in the moment before
             raise Unavailable(f"blob {digest} was removed while it was loaded: try again")

@@ -48,12 +48,12 @@ async def keep(deps: Deps, lease: Lease, digest: Digest) -> None:
 
 async def add_layer(deps: Deps, lease: Lease, write: Callable[[Out], object], *, parent: ChainID | None) -> Layer:
     """A layer of the tar that `write` (blocking, in a thread) gives to its argument piece by piece."""
-    blob = await settle(_pack, deps.content, write)
+    blob = await settle(_pack, deps.content, lease, write)
     await keep(deps, lease, blob.digest)
     return await unpack(deps, lease, blob, parent=parent, diff_id=None)
 
 
-def _pack(content: ContentStore, write: Callable[[Out], object]) -> Descriptor:
+def _pack(content: ContentStore, lease: Lease, write: Callable[[Out], object]) -> Descriptor:
     packer = compressor(Compression.GZIP)
     ingest = content.ingest(f"layer made here, {time.monotonic_ns()}")
     try:
@@ -61,6 +61,7 @@ def _pack(content: ContentStore, write: Callable[[Out], object]) -> Descriptor:
         ingest.write(packer.flush())
         size = ingest.offset
         digest = ingest.commit(None)
+        lease.note(digest)
     finally:
         ingest.abort()
     return Descriptor(media_type=OCI_LAYER_GZIP, digest=digest, size=size)

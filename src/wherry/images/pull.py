@@ -294,7 +294,7 @@ class _Work:
                 await self._fetch(blob, bar)
 
     async def _fetch(self, blob: Descriptor, bar: Bar) -> None:
-        ingest = await settle(self.deps.content.ingest, f"layer {blob.digest}")
+        ingest = self.deps.content.ingest(f"layer {blob.digest}")  # on the loop: a cancelled thread would lose it
         try:
             await fetch(
                 self.source,

@@ -186,12 +186,19 @@ async def test_two_pulls_at_once_share_the_work(world: World, registry):
     for tag in ("1", "2"):
         registry.add("x", tag, made)
 
-    async def both_are_there(name: str) -> None:
-        while name in made.layer_digests and world.statuses.count("Pulling fs layer") < 6:
-            await asyncio.sleep(0.001)
+    begun = asyncio.Event()
 
-    registry.before_blob = both_are_there
-    images = await asyncio.gather(fetch(world, registry, "x:1"), fetch(world, registry, "x:2"))
+    def tell(message: dict[str, object]) -> None:
+        world.tell(message)
+        if world.statuses.count("Pulling fs layer") == 6:
+            begun.set()
+
+    async def both_have_begun(name: str) -> None:
+        if name in made.layer_digests:
+            await begun.wait()
+
+    registry.before_blob = both_have_begun
+    images = await asyncio.gather(*(pull(world.deps, f"{registry.host}/x:{tag}", progress=tell) for tag in ("1", "2")))
     assert {image.id for image in images} == {made.id}
     for layer in made.layer_digests:
         assert len(registry.asked(layer)) == 1
