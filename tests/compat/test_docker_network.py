@@ -67,7 +67,7 @@ def outside(engine: Engine) -> Iterator[int]:
     try:
         for _ in range(200):
             with contextlib.suppress(OSError):
-                if holder.pid and _differs(holder.pid, engine.box.holder):
+                if _differs(holder.pid, engine.box.holder) and _differs(holder.pid, os.getpid()):
                     break
             time.sleep(0.02)
         run = engine.box.run

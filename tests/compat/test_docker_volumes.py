@@ -206,6 +206,6 @@ def test_an_unknown_driver_and_a_bad_name_are_refused(docker: Cli) -> None:
     done = docker("volume", "create", "a/b", check=False)
     assert done.code == 1
     assert "includes invalid characters for a local volume name" in done.err
-    done = docker("volume", "create", "-d", "nosuch", "x", check=False)
+    done = docker("volume", "create", "-d", "nosuch", "xx", check=False)
     assert done.code == 1
     assert "nosuch" in done.err

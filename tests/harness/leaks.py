@@ -10,6 +10,7 @@ from pathlib import Path
 from .box import Box
 from .engine import Engine
 
+KEPT = {".lock", ".bpf"}  # of the exec root: the daemon's lock, and compiled seccomp filters, which are a cache
 SETTLE = 10  # s: kernel and shims finish their clean-up after the answer
 
 
@@ -78,7 +79,8 @@ class Before:
         found += [f"interface {link}" for link in sorted(self._box.links() - self._links)]
         found += [f"nft {table}" for table in self._box.rules() if table not in self._rules]
         if engine.exec_root.exists():
-            found += [f"file {path}" for path in engine.exec_root.rglob("*") if not path.is_dir()]
+            files = (path for path in engine.exec_root.rglob("*") if not path.is_dir())
+            found += [f"file {path}" for path in files if path.suffix not in KEPT]
         found += [f"file {path}" for path in (engine.socket, engine.pidfile) if path.exists()]
         for folder in ("ingest", "rw", "containers"):
             found += [f"file {path}" for path in (engine.data_root / folder).glob("*")]
