@@ -10,18 +10,16 @@ All output streams arrive ready for the API's wire: framed, or raw for a termina
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import re
 import shutil
-import signal
 import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import msgspec
 
@@ -29,32 +27,29 @@ from wherry.aio import settle
 from wherry.errors import Conflict, Failed, NotFound
 from wherry.kernel import cgroup
 from wherry.kernel.mount import Mount
-from wherry.runtime import frames, security
+from wherry.runtime import security
 from wherry.runtime.cleanup import clean_up
+from wherry.runtime.control import (
+    Control,
+    Document,
+    Exit,
+    ShimProcess,
+    Streams,
+    Unreachable,
+    connect,
+    open_stream,
+    read_exit,
+)
 from wherry.runtime.filters import Filters
 from wherry.runtime.oci import RuntimeSpec
-from wherry.runtime.requests import LogSpec, Size, error_of
+from wherry.runtime.shim.requests import LogSpec, Size
 from wherry.runtime.zygote_client import Zygote
 
 log = logging.getLogger(__name__)
 
 __all__ = ["ExecHandle", "ExecSpec", "Exit", "LogSpec", "RuntimeSpec", "Shim", "ShimSpec", "Shims", "Streams"]
 
-Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-Document = dict[str, Any]
-
-_READ_LIMIT = 256 << 10  # bytes a client's stream buffers
 _GONE = 30.0  # s a shim may take to end after its container has
-_CONNECT_TRIES = 50  # a shim that is busy has its backlog full
-_PAUSE = 0.02  # s
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Exit:
-    code: int  # 128 + the number of the signal that killed it
-    at: int  # ns since the epoch
-    oom_killed: bool
-    error: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,106 +96,10 @@ class ExecHandle:
     exited: asyncio.Future[int]
 
 
-class _Control(asyncio.Protocol):
-    """The control connection to one shim: requests, answers, events."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._decoder = frames.Decoder()
-        self._transport: asyncio.Transport | None = None
-        self._sequence = 0
-        self._pending: dict[int, asyncio.Future[Document]] = {}
-        self._lost = False
-        self.hello: asyncio.Future[Document] = self._loop.create_future()
-        self.end: asyncio.Future[Exit | None] = self._loop.create_future()  # None: the connection broke before
-        self.execs: dict[str, asyncio.Future[int]] = {}
-        self.process: _Process | None = None  # the shim
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport = cast(asyncio.Transport, transport)  # uvloop's are none by class
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._decoder.feed(data)
-        for document in self._decoder:
-            self._dispatch(document)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._lost = True
-        gone = Unreachable("the container's shim has ended")
-        for future in (*self._pending.values(), self.hello):
-            if not future.done():
-                future.set_exception(gone)
-        self.hello.exception() if not self.hello.cancelled() else None  # perhaps nobody waits any more
-        self._pending.clear()
-        for ended in self.execs.values():
-            if not ended.done():
-                ended.set_result(137)
-        if not self.end.done():
-            self.end.set_result(None)
-
-    def send(self, document: Mapping[str, object]) -> None:
-        if self._transport is not None and not self._lost:
-            self._transport.write(frames.encode(document))
-
-    async def request(self, op: str, **arguments: object) -> Document:
-        """Ask and wait for the answer; raises what the shim says went wrong."""
-        if self._lost:
-            raise Unreachable("the container's shim has ended")
-        self._sequence += 1
-        future: asyncio.Future[Document] = self._loop.create_future()
-        self._pending[self._sequence] = future
-        self.send({"op": op, "seq": self._sequence, **arguments})
-        return await future
-
-    def close(self) -> None:
-        if self._transport is not None:
-            self._transport.close()
-
-    def _dispatch(self, document: Document) -> None:
-        match document.get("event"):
-            case "forked":
-                self.process = _Process(document["shim"])
-            case "hello":
-                if self.process is None:
-                    self.process = _Process(document["shim"])
-                if not self.hello.done():
-                    self.hello.set_result(document)
-            case "exit":
-                if not self.end.done():
-                    self.end.set_result(_exit_of(document))
-            case "exec-exit":
-                self._exec_ended(document["id"], document["code"])
-            case None:
-                self._answered(document)
-
-    def _answered(self, document: Document) -> None:
-        future = self._pending.pop(document.get("seq", 0), None) or self.hello  # create is answered by hello
-        if future.done():
-            return
-        if "error" in document:
-            future.set_exception(error_of(document["error"]))
-        else:
-            future.set_result(document["ok"])
-
-    def _exec_ended(self, exec_id: str, code: int) -> None:
-        future = self.execs.pop(exec_id, None)  # none: an earlier daemon's
-        if future is not None and not future.done():
-            future.set_result(code)
-
-
-class Unreachable(Failed):
-    """There is no shim to talk to."""
-
-
-def _exit_of(document: Document) -> Exit:
-    return Exit(code=document["code"], at=document["at"], oom_killed=document["oom"], error=document.get("error", ""))
-
-
 class Shim:
     """One running (or created) container."""
 
-    def __init__(self, owner: "Shims", container_id: str, control: _Control, hello: Document) -> None:
+    def __init__(self, owner: "Shims", container_id: str, control: Control, hello: Document) -> None:
         self.id = container_id
         self.pid: int = hello["pid"]  # of init
         self.pid_start: int = hello["start"]  # clock ticks since boot
@@ -244,7 +143,7 @@ class Shim:
         reader's EOF means that the container has ended, or that the client was cut off because it did not read.
         """
         sock = await self._owner.connect(self.id)
-        streams, _ = await _open(sock, {"op": "attach", "stdin": stdin, "stdout": stdout, "stderr": stderr})
+        streams, _ = await open_stream(sock, {"op": "attach", "stdin": stdin, "stdout": stdout, "stderr": stderr})
         return streams
 
     async def exec(self, spec: ExecSpec) -> ExecHandle:
@@ -263,7 +162,7 @@ class Shim:
             if spec.detach:
                 answer = await self._control.request(**document)
             else:
-                streams, answer = await _open(await self._owner.connect(self.id), document)
+                streams, answer = await open_stream(await self._owner.connect(self.id), document)
         except BaseException:
             self._control.execs.pop(spec.id, None)
             raise
@@ -327,7 +226,7 @@ class Shims:
         self._zygote = Zygote()
         self._filters = Filters(exec_root)
         self._shims: dict[str, Shim] = {}  # those whose end was not dealt with yet
-        self._processes: dict[str, _Process] = {}  # shim process by container, until it is gone
+        self._processes: dict[str, ShimProcess] = {}  # shim process by container, until it is gone
         self._tasks: set[asyncio.Task[None]] = set()
 
     def directory(self, container_id: str) -> Path:
@@ -369,7 +268,7 @@ class Shims:
         directory = self.directory(spec.id)
         directory.mkdir(mode=0o700, parents=True)
         request = {**_create_document(spec), "op": "create", **_spec_document(oci_spec)}
-        control = _Control()
+        control = Control()
         try:
             try:
                 hello = await self._ask(directory, control, netns, request)
@@ -377,7 +276,7 @@ class Shims:
                 if control.process is not None:
                     raise
                 await self._zygote.renew()  # it was killed before it could fork
-                control = _Control()
+                control = Control()
                 hello = await self._ask(directory, control, netns, request)
         except BaseException as exc:
             words = _last_words(directory)
@@ -398,7 +297,7 @@ class Shims:
         directory = self.directory(container_id)
         if not directory.is_dir():
             return None
-        control = _Control()
+        control = Control()
         try:
             sock = await self.connect(container_id)
             await asyncio.get_running_loop().create_unix_connection(lambda: control, sock=sock)
@@ -435,7 +334,7 @@ class Shims:
         try:
             directory = os.open(self.directory(container_id), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                await _connect(sock, f"/proc/self/fd/{directory}/shim.sock")  # a socket's path ends at 108 bytes
+                await connect(sock, f"/proc/self/fd/{directory}/shim.sock")  # a socket's path ends at 108 bytes
             finally:
                 os.close(directory)
         except OSError as exc:
@@ -473,7 +372,7 @@ class Shims:
             shim.exited.set_result(end)
 
     async def _ask(
-        self, directory: Path, control: _Control, netns: int | None, request: Mapping[str, object]
+        self, directory: Path, control: Control, netns: int | None, request: Mapping[str, object]
     ) -> Document:
         """Have a shim forked and make it create the container. Raises what went wrong, Unreachable when it died."""
         ours, theirs = socket.socketpair()
@@ -488,7 +387,7 @@ class Shims:
         control.send(request)
         return await control.hello
 
-    async def _abandon(self, container_id: str, control: _Control) -> None:
+    async def _abandon(self, container_id: str, control: Control) -> None:
         """The undo of `create`: a shim whose daemon hangs up before the start takes everything down."""
         control.close()
         if control.process is not None:
@@ -497,55 +396,12 @@ class Shims:
         await settle(clean_up, directory)
         await settle(_remove, directory)
 
-    def _register(self, container_id: str, control: _Control, hello: Document) -> Shim:
+    def _register(self, container_id: str, control: Control, hello: Document) -> Shim:
         shim = Shim(self, container_id, control, hello)
         self._shims[container_id] = shim
         if control.process is not None:
             self._processes[container_id] = control.process
         return shim
-
-
-class _Process:
-    """The process of a shim, watched through a pidfd."""
-
-    def __init__(self, pid: int) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._gone: asyncio.Future[None] = self._loop.create_future()
-        try:
-            self._fd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            self._fd = -1
-            self._gone.set_result(None)
-        else:
-            self._loop.add_reader(self._fd, self._ended)
-
-    async def wait(self, limit: float) -> None:
-        """Until it has ended; it is killed after `limit` seconds."""
-        done, _ = await asyncio.wait((self._gone,), timeout=limit)
-        if not done and self._fd >= 0:
-            log.warning("a shim does not end: killing it")
-            signal.pidfd_send_signal(self._fd, signal.SIGKILL)
-            await asyncio.wait((self._gone,))
-
-    def close(self) -> None:
-        """Watch no longer. Idempotent."""
-        if self._fd >= 0:
-            self._loop.remove_reader(self._fd)
-            os.close(self._fd)
-            self._fd = -1
-        if not self._gone.done():
-            self._gone.set_result(None)
-
-    def _ended(self) -> None:
-        self.close()
-
-
-def read_exit(directory: Path) -> Exit | None:
-    """The exit a shim has written down."""
-    try:
-        return _exit_of(json.loads((directory / "exit.json").read_bytes()))
-    except FileNotFoundError:
-        return None
 
 
 def _last_words(directory: Path) -> str:
@@ -599,32 +455,3 @@ def _spec_document(spec: Mapping[str, Any]) -> Document:
 def _members(document: Mapping[str, Any], *, without: tuple[str, ...]) -> str:
     """A JSON object's text without its braces."""
     return msgspec.json.encode({key: value for key, value in document.items() if key not in without})[1:-1].decode()
-
-
-async def _connect(sock: socket.socket, path: str) -> None:
-    for _ in range(_CONNECT_TRIES):
-        try:
-            sock.connect(path)
-            return
-        except BlockingIOError:  # the backlog is full
-            await asyncio.sleep(_PAUSE)
-    raise TimeoutError("the shim does not accept connections")
-
-
-async def _open(sock: socket.socket, document: Mapping[str, object]) -> tuple[Streams, Document]:
-    """Say what a connection is for and wait for the answer; afterwards it is a stream."""
-    reader, writer = await asyncio.open_unix_connection(sock=sock, limit=_READ_LIMIT)
-    try:
-        writer.write(frames.encode(document))
-        length = frames.length(await reader.readexactly(frames.LENGTH))
-        answer: Document = json.loads(await reader.readexactly(length))
-    except (asyncio.IncompleteReadError, ConnectionError) as exc:
-        writer.close()
-        raise Unreachable("the container's shim has ended") from exc
-    except BaseException:
-        writer.close()
-        raise
-    if "error" in answer:
-        writer.close()
-        raise error_of(answer["error"])
-    return (reader, writer), answer["ok"]

@@ -16,9 +16,9 @@ import sys
 
 from wherry.kernel import cgroup, process
 from wherry.logs.json_file import Encoder
-from wherry.runtime import frames, shim
-from wherry.runtime.loop import Loop
-from wherry.runtime.streams import Session
+from wherry.runtime.shim import frames, monitor
+from wherry.runtime.shim.loop import Loop
+from wherry.runtime.shim.streams import Session
 
 _MESSAGE = 4096  # bytes
 _FDS = 2
@@ -88,6 +88,6 @@ def _fork(sock: socket.socket, name: str, fds: list[int]) -> None:
         return
     try:
         sock.close()
-        shim.main(name, fds)
+        monitor.main(name, fds)
     finally:
         os._exit(1)

@@ -5,14 +5,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
 from wherry.errors import InvalidParameter, WherryError
-from wherry.runtime import frames
-from wherry.runtime.frames import Document
-from wherry.runtime.requests import ExecRequest, chosen_streams, describe
-from wherry.runtime.shim_exec import Exec
-from wherry.runtime.streams import Connection
+from wherry.runtime.shim import frames
+from wherry.runtime.shim.execs import Exec
+from wherry.runtime.shim.frames import Document
+from wherry.runtime.shim.requests import ExecRequest, chosen_streams, describe
+from wherry.runtime.shim.streams import Connection
 
 if TYPE_CHECKING:
-    from wherry.runtime.shim import Shim
+    from wherry.runtime.shim.monitor import Shim
 
 
 class Control(Connection):

@@ -15,13 +15,14 @@ from typing import cast
 from wherry.errors import Failed, InvalidParameter, WherryError
 from wherry.kernel import cgroup, process
 from wherry.kernel.process import Identity
-from wherry.runtime import frames, oci
-from wherry.runtime.bundle import Bundle, Process, complete, mount_rootfs, own_groups, take_shm
-from wherry.runtime.executable import examine
-from wherry.runtime.frames import Document
+from wherry.runtime import oci
 from wherry.runtime.oci import Runtime
-from wherry.runtime.requests import Created, CreateRequest, describe, error_of
-from wherry.runtime.stdio import Stdio
+from wherry.runtime.shim import frames
+from wherry.runtime.shim.bundle import Bundle, Process, complete, mount_rootfs, own_groups, take_shm
+from wherry.runtime.shim.executable import examine
+from wherry.runtime.shim.frames import Document
+from wherry.runtime.shim.requests import Created, CreateRequest, describe, error_of
+from wherry.runtime.shim.stdio import Stdio
 
 _FDS = 3
 

@@ -13,10 +13,10 @@ from wherry.errors import Failed, WherryError
 from wherry.kernel.mount import Mount
 from wherry.kernel.process import Identity
 from wherry.logs.json_file import JSONFileLog
-from wherry.runtime.bundle import Spec
-from wherry.runtime.frames import Document
 from wherry.runtime.oci import Runtime, RuntimeSpec
-from wherry.runtime.streams import STDERR, STDOUT
+from wherry.runtime.shim.bundle import Spec
+from wherry.runtime.shim.frames import Document
+from wherry.runtime.shim.streams import STDERR, STDOUT
 
 Size = tuple[int, int]  # height, width
 

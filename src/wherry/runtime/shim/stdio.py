@@ -2,10 +2,10 @@
 
 import os
 
-from wherry.runtime.bundle import Bundle
-from wherry.runtime.console import Console, set_size
-from wherry.runtime.requests import Size
-from wherry.runtime.streams import STDERR, STDOUT
+from wherry.runtime.shim.bundle import Bundle
+from wherry.runtime.shim.console import Console, set_size
+from wherry.runtime.shim.requests import Size
+from wherry.runtime.shim.streams import STDERR, STDOUT
 
 STDIN = 0
 

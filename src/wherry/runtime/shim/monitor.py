@@ -29,15 +29,16 @@ from collections.abc import Callable
 from wherry.errors import Failed, InvalidParameter, WherryError
 from wherry.kernel import cgroup, process
 from wherry.kernel.mount import umount
-from wherry.runtime import creation, frames, oci
-from wherry.runtime.bundle import Bundle, enter_namespace
-from wherry.runtime.console import set_size
-from wherry.runtime.frames import Document
-from wherry.runtime.loop import IN, Loop
-from wherry.runtime.requests import Created, describe
-from wherry.runtime.shim_exec import Exec
-from wherry.runtime.shim_peer import Control, Greeting
-from wherry.runtime.streams import STDERR, STDOUT, Session
+from wherry.runtime import oci
+from wherry.runtime.shim import creation, frames
+from wherry.runtime.shim.bundle import Bundle, enter_namespace
+from wherry.runtime.shim.console import set_size
+from wherry.runtime.shim.execs import Exec
+from wherry.runtime.shim.frames import Document
+from wherry.runtime.shim.loop import IN, Loop
+from wherry.runtime.shim.peers import Control, Greeting
+from wherry.runtime.shim.requests import Created, describe
+from wherry.runtime.shim.streams import STDERR, STDOUT, Session
 
 _BACKLOG = 64  # connections waiting to be accepted
 

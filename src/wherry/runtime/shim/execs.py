@@ -10,17 +10,17 @@ from wherry.errors import Failed, InvalidParameter, WherryError
 from wherry.kernel import process
 from wherry.kernel.process import Identity
 from wherry.runtime import oci
-from wherry.runtime.bundle import exec_process
-from wherry.runtime.console import set_size
-from wherry.runtime.creation import read_pid
-from wherry.runtime.executable import examine
-from wherry.runtime.frames import Document
-from wherry.runtime.requests import ExecRequest
-from wherry.runtime.stdio import Stdio
-from wherry.runtime.streams import Session
+from wherry.runtime.shim.bundle import exec_process
+from wherry.runtime.shim.console import set_size
+from wherry.runtime.shim.creation import read_pid
+from wherry.runtime.shim.executable import examine
+from wherry.runtime.shim.frames import Document
+from wherry.runtime.shim.requests import ExecRequest
+from wherry.runtime.shim.stdio import Stdio
+from wherry.runtime.shim.streams import Session
 
 if TYPE_CHECKING:
-    from wherry.runtime.shim import Shim
+    from wherry.runtime.shim.monitor import Shim
 
 
 class Exec:

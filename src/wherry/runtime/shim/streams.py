@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from wherry.runtime.loop import HANGUP, IN, OUT, Loop, Timer
+from wherry.runtime.shim.loop import HANGUP, IN, OUT, Loop, Timer
 
 CHUNK = 64 << 10  # bytes, one full pipe; larger reads are slower
 BACKLOG = 1 << 20  # bytes queued for a client before its process has to wait
