@@ -128,6 +128,10 @@ class CLI:
         self._connected.append(engine)
         return engine
 
+    def platform(self, flags: Flags) -> str | None:
+        """--platform, else DOCKER_DEFAULT_PLATFORM."""
+        return (flags.text("platform") or self.environ.get("DOCKER_DEFAULT_PLATFORM") or "").lower() or None
+
     def close(self) -> None:
         """Let go of every connection that is kept."""
         for engine in self._connected:

@@ -72,6 +72,10 @@ def guarded(argv: Sequence[str]) -> int:
         return failure.code
     except Terminated as exc:
         return 128 + exc.number
+    except OSError as exc:  # of standard output, the files a command works on being its own matter
+        warn(f"{PROGRAM}: {exc.filename or 'write /dev/stdout'}: {(exc.strerror or str(exc)).lower()}")
+        _silence()
+        return 1
 
 
 def _silence() -> None:
@@ -194,6 +198,14 @@ def _run(cli: CLI, command: Command, flags: Flags, rest: list[str]) -> int:
         raise Failure(cannot_connect(exc), code) from exc
     except ProtocolError as exc:
         raise Failure(str(exc), code) from exc
+    except (KeyError, TypeError, ValueError, AssertionError, AttributeError, IndexError) as exc:
+        # The edge: an answer of another shape than the API's, or a bug of ours.
+        if cli.globals.on("debug"):
+            raise
+        raise Failure(
+            f"{PROGRAM}: unexpected answer from the engine, or a bug: {type(exc).__name__}: {exc}\n"
+            f"'{PROGRAM} -D {cli.path} …' shows where."
+        ) from exc
 
 
 def daemon_said(message: str) -> str:

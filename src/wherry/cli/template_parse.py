@@ -148,74 +148,65 @@ def unquote(body: str) -> str:
 
 
 def tokenize(action: str, base: int, line: int) -> list[Token]:
+    """The tokens of one action that begins at `base` of the source, in `line`."""
     tokens: list[Token] = []
     at = 0
-
-    def fail(message: str) -> TemplateError:
-        return TemplateError(f"template: :{line}: {message}")
-
     while at < len(action):
-        char = action[at]
-        if char in SPACES:
+        if action[at] in SPACES:
             at += 1
             continue
+        try:
+            kind, stop, value = _scan(action, at)
+        except TemplateError as exc:
+            raise TemplateError(f"template: :{line}: {exc}") from None
         space = at == 0 or action[at - 1] in SPACES
-        start = at
-        value: object = None
-        following = action[at + 1 : at + 2]
-        if char == "." and not following.isdigit():
-            at = _word_end(action, at + 1)
-            kind = "field" if at > start + 1 else "dot"
-        elif char == "$":
-            at = _word_end(action, at + 1)
-            kind = "variable"
-        elif char == '"':
-            at += 1
-            while action[at] != '"':
-                at += 2 if action[at] == "\\" else 1
-            value, kind = unquote(action[start + 1 : at]), "string"
-            at += 1
-        elif char == "`":
-            at = action.index("`", at + 1) + 1
-            value, kind = action[start + 1 : at - 1], "string"
-        elif char == "'":
-            at += 1
-            while action[at] != "'":
-                at += 2 if action[at] == "\\" else 1
-            at += 1
-            text = unquote(action[start + 1 : at - 1])
-            if len(text) != 1:
-                raise fail(f"malformed character constant: {action[start:at]}")
-            value, kind = ord(text), "number"
-        elif char.isdigit() or char in ".+-":
-            at += 1
-            while at < len(action) and (action[at].isalnum() or action[at] in "._+-"):
-                if action[at] in "+-" and action[at - 1] not in "eEpP":
-                    break
-                at += 1
-            value, kind = _number(action[start:at], fail), "number"
-        elif char.isalpha() or char == "_":
-            at = _word_end(action, at)
-            word = action[start:at]
-            kind = "identifier"
-            if word in ("true", "false"):
-                kind, value = "bool", word == "true"
-            elif word == "nil":
-                kind = "nil"
-        elif action.startswith(":=", at):
-            at += 2
-            kind = ":="
-        elif char in "|(),=":
-            at += 1
-            kind = char
-        else:
-            raise fail(f'unexpected "{char}" in command')
-        tokens.append(Token(kind, action[start:at], base + start, space=space, value=value))
+        tokens.append(Token(kind, action[at:stop], base + at, space=space, value=value))
+        at = stop
     return tokens
 
 
-def _number(text: str, fail: object) -> object:
-    assert callable(fail)
+def _scan(action: str, start: int) -> tuple[str, int, object]:
+    """Kind, end and value of the token at `start`. Quotes are known to be closed."""
+    char, following = action[start], action[start + 1 : start + 2]
+    if char == "." and not following.isdigit():
+        stop = _word_end(action, start + 1)
+        return ("field" if stop > start + 1 else "dot"), stop, None
+    if char == "$":
+        return "variable", _word_end(action, start + 1), None
+    if char in "\"'":
+        stop = start + 1
+        while action[stop] != char:
+            stop += 2 if action[stop] == "\\" else 1
+        text = unquote(action[start + 1 : stop])
+        if char == '"':
+            return "string", stop + 1, text
+        if len(text) != 1:
+            raise TemplateError(f"malformed character constant: {action[start : stop + 1]}")
+        return "number", stop + 1, ord(text)
+    if char == "`":
+        stop = action.index("`", start + 1) + 1
+        return "string", stop, action[start + 1 : stop - 1]
+    if char.isdigit() or char in ".+-":
+        stop = start + 1
+        while stop < len(action) and (action[stop].isalnum() or action[stop] in "._+-"):
+            if action[stop] in "+-" and action[stop - 1] not in "eEpP":
+                break
+            stop += 1
+        return "number", stop, _number(action[start:stop])
+    if char.isalpha() or char == "_":
+        stop = _word_end(action, start)
+        word = action[start:stop]
+        if word in ("true", "false"):
+            return "bool", stop, word == "true"
+        return ("nil" if word == "nil" else "identifier"), stop, None
+    if action.startswith(":=", start):
+        return ":=", start + 2, None
+    if char in "|(),=":
+        return char, start + 1, None
+    raise TemplateError(f'unexpected "{char}" in command')
+
+
+def _number(text: str) -> int | float:
     try:
         body = text.replace("_", "")
         digits = body.lstrip("+-")
@@ -226,7 +217,7 @@ def _number(text: str, fail: object) -> object:
         try:
             return float(text)
         except ValueError:
-            raise fail(f'bad number syntax: "{text}"') from None
+            raise TemplateError(f'bad number syntax: "{text}"') from None
 
 
 class Parser:

@@ -169,3 +169,24 @@ def test_listing_containers_imports_nothing_heavy(fake_engine: Any, reply: Any) 
 )
 def test_near_misses(word: str, found: str | None) -> None:
     assert nearest(word, catalog.top_names()) == found
+
+
+def test_an_answer_of_another_shape_is_no_traceback(fake_engine: Any, reply: Any, wherry: Wherry) -> None:
+    fake_engine.answers["GET /containers/json"] = reply(200, [{"Nope": 1}])
+    said = wherry("ps")
+    assert (said.code, said.out) == (1, "")
+    assert said.err == (
+        "wherry: unexpected answer from the engine, or a bug: KeyError: 'Id'\n'wherry -D ps …' shows where.\n"
+    )
+    with pytest.raises(KeyError):
+        wherry("-D", "ps")
+
+
+def test_a_full_disk_under_standard_output_is_told() -> None:
+    source = Path(catalog.__file__).parents[2]
+    code = f"import sys; sys.path.insert(0, {str(source)!r}); from wherry.cli.main import main; main()"
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-IS", "-c", code, "run", "--help"], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, b"wherry: write /dev/stdout: no space left on device\n")

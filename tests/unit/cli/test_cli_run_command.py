@@ -197,3 +197,18 @@ def test_a_flag_the_engine_is_too_old_for(engine: Any, wherry: Wherry, monkeypat
     done = wherry("create", "--annotation", "a=b", "busybox")
     assert done.code == 1
     assert done.err == '"--annotation" requires API version 1.43, but the Wherry daemon API version is 1.41\n'
+
+
+def test_proxies_of_the_config_file_reach_the_container(engine: Any, wherry: Wherry, tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config/config.json").write_text('{"proxies": {"default": {"httpProxy": "p", "noProxy": "n"}}}')
+    assert wherry("create", "-e", "HTTP_PROXY=mine", "busybox").code == 0
+    assert engine.requests[0].body["Env"] == ["HTTP_PROXY=mine", "http_proxy=p", "NO_PROXY=n", "no_proxy=n"]
+
+
+def test_the_default_platform_of_the_environment(engine: Any, wherry: Wherry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_DEFAULT_PLATFORM", "linux/ARM64")
+    assert wherry("create", "busybox").code == 0
+    assert engine.requests[0].query["platform"] == ["linux/arm64"]
+    assert wherry("create", "--platform", "linux/amd64", "busybox").code == 0
+    assert engine.requests[1].query["platform"] == ["linux/amd64"]

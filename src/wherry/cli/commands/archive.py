@@ -84,7 +84,7 @@ def import_(cli: CLI, flags: Flags, arguments: list[str]) -> int:
     query: dict[str, str | bool | int | list[str] | None] = {
         "message": flags.text("message"),
         "changes": flags.texts("change"),
-        "platform": flags.text("platform").lower() or None,
+        "platform": cli.platform(flags),
         "repo": reference,
     }
     remote = source.startswith(("http://", "https://"))

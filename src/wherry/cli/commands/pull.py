@@ -17,12 +17,12 @@ FLAGS = (
 )
 
 
-def pull_image(cli: CLI, name: Name, *, platform: str, fd: int, quiet: bool, all_tags: bool = False) -> None:
+def pull_image(cli: CLI, name: Name, *, platform: str | None, fd: int, quiet: bool, all_tags: bool = False) -> None:
     """Have the engine pull, showing its progress on `fd`. StreamError when it fails on the way."""
     query = {
         "fromImage": name.familiar if name.domain != "docker.io" else name.repository,
         "tag": "" if all_tags else (name.digest or name.tag),
-        "platform": platform.lower() or None,
+        "platform": platform,
     }
     headers = registry_header(cli, name.server)
     with cli.engine.open("POST", "/images/create", query, headers=headers) as call:
@@ -42,7 +42,7 @@ def run(cli: CLI, flags: Flags, arguments: list[str]) -> int:
         if not flags.on("quiet"):
             line(f"Using default tag: {name.tag}")
     try:
-        pull_image(cli, name, platform=flags.text("platform"), fd=1, quiet=flags.on("quiet"), all_tags=all_tags)
+        pull_image(cli, name, platform=cli.platform(flags), fd=1, quiet=flags.on("quiet"), all_tags=all_tags)
     except StreamError as exc:
         raise Failure(str(exc)) from None
     line(name.repository + name.suffix)

@@ -69,6 +69,28 @@ class CIDFile:
             os.unlink(self.path)
 
 
+PROXIES = {
+    "httpProxy": "HTTP_PROXY",
+    "httpsProxy": "HTTPS_PROXY",
+    "ftpProxy": "FTP_PROXY",
+    "noProxy": "NO_PROXY",
+    "allProxy": "ALL_PROXY",
+}
+
+
+def add_proxies(cli: CLI, spec: Spec) -> None:
+    """The `proxies` of config.json as variables, in both cases, where the user has not set them."""
+    proxies = cli.config.get("proxies")
+    if not isinstance(proxies, dict):
+        return
+    hosts = cli.globals.texts("host")
+    chosen = proxies.get(hosts[0] if hosts else cli.environ.get("DOCKER_HOST", "")) or proxies.get("default") or {}
+    given = {variable.partition("=")[0] for variable in spec.config["Env"]}
+    for key, name in PROXIES.items():
+        if value := chosen.get(key):
+            spec.config["Env"] += [f"{word}={value}" for word in (name, name.lower()) if word not in given]
+
+
 def create(cli: CLI, flags: Flags, spec: Spec) -> str:
     """Create the container, pulling the image when it is missing or when --pull says so; its ID."""
     image: str = spec.config["Image"]
@@ -76,7 +98,8 @@ def create(cli: CLI, flags: Flags, spec: Spec) -> str:
     if pull not in PULL_POLICIES:
         raise UsageFailure(f'invalid pull option: \'{pull}\': must be one of "always", "missing" or "never"', NOT_RUN)
     _check_reference(image)
-    query = {"name": flags.text("name") or None, "platform": flags.text("platform").lower() or None}
+    add_proxies(cli, spec)
+    query = {"name": flags.text("name") or None, "platform": cli.platform(flags)}
     with CIDFile(flags.text("cidfile")) as file:
         if pull == "always":
             _pull(cli, flags, image)
@@ -130,7 +153,7 @@ def _pull(cli: CLI, flags: Flags, image: str) -> None:
 
     try:
         name = parse_name(image).with_default_tag()
-        pull_image(cli, name, platform=flags.text("platform"), fd=2, quiet=flags.on("quiet"))
+        pull_image(cli, name, platform=cli.platform(flags), fd=2, quiet=flags.on("quiet"))
     except (InvalidReference, StreamError) as exc:
         raise Failure(str(exc), NOT_RUN) from None
 
