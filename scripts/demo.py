@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
@@ -84,7 +85,7 @@ class Demo:
         self.show("run", "-d", "--name", f"{NAME}-web", "-p", "127.0.0.1::80", "busybox", "sh", "-c", serve)
         address = self.ask("port", f"{NAME}-web", "80").splitlines()[0]
         print(f"{DIM}${RESET} curl http://{address}/\n{fetch(f'http://{address}/')}", end="", flush=True)
-        say("Look inside, stop, read what was said")
+        say("Look inside, stop, remove")
         self.show("exec", f"{NAME}-web", "ps")
         self.show("stop", "-t", "1", f"{NAME}-web")
         self.show("rm", NAME, f"{NAME}-web")
@@ -106,6 +107,7 @@ class Demo:
 def on_new_terminal(argv: Sequence[str], env: dict[str, str]) -> int:
     pid, master = pty.fork()
     if pid == 0:
+        termios.tcsetwinsize(0, (24, 80))
         os.execve(argv[0], list(argv), env)
     with contextlib.suppress(OSError):  # EIO is the end of a terminal
         while data := os.read(master, 4096):

@@ -1,5 +1,7 @@
 """`-it`: a person at a terminal, by both clients."""
 
+import pytest
+
 from harness.engine import Cli, Engine
 
 SIZE = r"size=(\d+ \d+)?\r"  # nothing when the resize interrupts stty itself
@@ -29,6 +31,13 @@ def test_a_shell_on_a_terminal_of_the_right_size_that_follows_the_window(cli: Cl
         person.expect(r"/dev/(pts/0|console)")
         assert person.wait() == 3
     assert engine.state("shell")["ExitCode"] == 3
+
+
+@pytest.mark.not_dockerd("takes no size at create")
+def test_the_size_is_right_from_the_first_moment(engine: Engine) -> None:
+    with engine.wherry.terminal("run", "-it", "--rm", "busybox", "stty", "size", rows=33, cols=91) as person:
+        assert person.wait() == 0
+        assert person.screen.split() == ["33", "91"]
 
 
 def test_files_survive_exit_and_start_ai(cli: Cli) -> None:
