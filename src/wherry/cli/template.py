@@ -254,9 +254,14 @@ class _Execution:
             raise self.fail(node, f"can't evaluate field {name} in type {_type_name(value)}")
         if arguments:
             raise self.fail(node, f"{name} is not a method but has arguments")
-        for key in (name, "Id" if name == "ID" else "ID" if name == "Id" else name):
-            if key in value:
-                return typed(key, value[key])
+        if name in value:
+            return typed(name, value[name])
+        if not isinstance(value, GoMap):
+            # Go's names differ from JSON's in their capitals only: ID and Id, APIVersion and ApiVersion, NanoCPUs
+            lower = name.lower()
+            for key in value:
+                if key.lower() == lower and name[0].isupper():
+                    return typed(key, value[key])
         if not isinstance(value, GoMap) and name in OPTIONAL:
             return typed(name, OPTIONAL[name])
         raise self.fail(node, f'map has no entry for key "{name}"')
