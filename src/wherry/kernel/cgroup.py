@@ -5,6 +5,7 @@ on v1, `{"": "/sys/fs/cgroup/wherry/<id>"}` on v2. `root` is a parameter so that
 files. Stdlib only: the shim uses it.
 """
 
+import contextlib
 import errno
 import functools
 import os
@@ -190,6 +191,13 @@ def remove(groups: Groups) -> list[str]:
         time.sleep(_PAUSE)
         pending = [directory for directory in pending if not _rmdir_tree(directory)]
     return pending
+
+
+def remove_empty(path: str, root: str = ROOT) -> None:
+    """Remove the group `path` from every hierarchy where nothing is in it or below. Idempotent."""
+    for directory in planned_groups(path, root).values():
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
 
 
 def _rmdir_tree(top: str) -> bool:

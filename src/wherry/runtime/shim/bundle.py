@@ -230,11 +230,11 @@ def make_directory(root: int, path: str) -> None:
             raise InvalidParameter(f"Cannot mkdir: {made}: {os.strerror(exc.errno or errno.EIO)}") from exc
 
 
-def own_groups(pid: int, cgroups_path: str) -> dict[str, str]:
-    """The cgroup directories made for this container, of those that `pid` is in: never one that others share."""
+def below(groups: Mapping[str, str], cgroups_path: str) -> dict[str, str]:
+    """Of a process's cgroups those made for its container: never one that others share."""
     name = "/" + cgroups_path.strip("/")
     found = {}
-    for controller, directory in cgroup.groups_of(pid).items():
+    for controller, directory in groups.items():
         at = directory.find(name)
         if name != "/" and at >= 0 and (directory + "/")[at + len(name)] == "/":
             found[controller] = directory[: at + len(name)]

@@ -18,7 +18,7 @@ from wherry.kernel.process import Identity
 from wherry.runtime import oci
 from wherry.runtime.oci import Runtime
 from wherry.runtime.shim import frames
-from wherry.runtime.shim.bundle import Bundle, Process, complete, mount_rootfs, own_groups, take_shm
+from wherry.runtime.shim.bundle import Bundle, Process, below, complete, mount_rootfs, take_shm
 from wherry.runtime.shim.executable import examine
 from wherry.runtime.shim.frames import Document
 from wherry.runtime.shim.requests import Created, CreateRequest, describe, error_of
@@ -119,7 +119,7 @@ class Creation:
         bundle.write("process.json", cast(Document, spec.process))
         self._run(spec.process)
         self._refuse_what_cannot_run(spec.process)
-        groups = own_groups(self._identity.pid, spec.cgroups_path)
+        groups = below(cgroup.groups_of(self._identity.pid), spec.cgroups_path)
         bundle.write("init.json", {"pid": self._identity.pid, "start": self._identity.start, "groups": groups})
         self.stdio.accept(request.console_size)
         return Created(

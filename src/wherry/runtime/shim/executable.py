@@ -50,7 +50,7 @@ def examine(root: int, name: str, *, env: Sequence[str], cwd: str) -> Problem | 
         if "/" in name:
             return _examine_path(root, name, posixpath.join(cwd or "/", name))
         return _search(root, name, env, cwd)
-    except (OSError, ValueError, struct.error):
+    except (OSError, LookupError, ValueError, struct.error):
         return None
 
 
