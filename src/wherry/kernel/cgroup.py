@@ -42,7 +42,8 @@ def layout(root: str = ROOT) -> Layout:
         return Layout.V1
 
 
-def _unescape(field: str) -> str:
+def unescape(field: str) -> str:
+    """A path as mountinfo has it, with spaces and the like in octal."""
     return re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), field)
 
 
@@ -52,7 +53,7 @@ def hierarchies(mountinfo: str, root: str = ROOT) -> dict[str, str]:
     for line in mountinfo.splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.split(" ", 2) if after.count(" ") >= 2 else ("", "", "")
-        where = _unescape(before.split(" ")[4])
+        where = unescape(before.split(" ")[4])
         if kind != "cgroup" or not where.startswith(root + "/"):
             continue
         controllers = [option for option in options.split(",") if option not in ("rw", "ro", "xattr")]

@@ -383,7 +383,8 @@ class Shims:
             except BaseException:
                 ours.close()
                 raise
-            await self._zygote.fork(str(directory), [theirs.fileno(), *(() if netns is None else (netns,))])
+            fds = [theirs.fileno(), *(() if netns is None else (netns,))]
+            await self._zygote.fork(str(directory), fds, shared=bool(request["shared"]))
         control.send(request)
         return await control.hello
 
@@ -439,6 +440,7 @@ def _spec_document(spec: Mapping[str, Any]) -> Document:
     joined = next((each.get("path") for each in linux["namespaces"] if each["type"] == "ipc"), None)
     pid = re.fullmatch(r"/proc/(\d+)/ns/ipc", joined or "")
     return {
+        "shared": linux.get("rootfsPropagation") == "shared",
         "shm_of": int(pid[1]) if pid else 0,
         "spec": {
             "process": spec["process"],

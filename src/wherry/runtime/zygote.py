@@ -2,7 +2,8 @@
 
     python -I -S -c '…; main()' <fd>     fd: SOCK_SEQPACKET to the daemon
 
-Each message is a shim's name with its fds: the control socket, and the sandbox's network namespace if there is one.
+Each message is a byte and a shim's directory, with its fds: the control socket, and the sandbox's network namespace if
+there is one. The byte is `s` when mounts of the container are to reach the host, else `-`.
 The zygote answers nothing: a shim speaks for itself on its control socket, and one that could not be forked closes it.
 It ends when the daemon's end of the socket is closed. Shims outlive it. Stdlib only.
 """
@@ -13,6 +14,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 
 from wherry.kernel import cgroup, process
 from wherry.logs.json_file import Encoder
@@ -43,7 +45,7 @@ def main() -> None:
         if not message:
             return
         try:
-            _fork(sock, message.decode(), fds)
+            _fork(sock, os.fsdecode(message), fds)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -79,7 +81,7 @@ def _rehearse() -> None:
     loop.close()
 
 
-def _fork(sock: socket.socket, name: str, fds: list[int]) -> None:
+def _fork(sock: socket.socket, order: str, fds: list[int]) -> None:
     try:
         pid = os.fork()
     except OSError:
@@ -88,6 +90,9 @@ def _fork(sock: socket.socket, name: str, fds: list[int]) -> None:
         return
     try:
         sock.close()
-        monitor.main(name, fds)
+        monitor.main(order[1:], fds, shared=order[0] == "s")
+    except BaseException:
+        traceback.print_exc()  # to shim.log
     finally:
+        sys.stderr.flush()
         os._exit(1)

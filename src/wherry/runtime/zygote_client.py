@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import socket
 import subprocess
 import sys
@@ -37,15 +38,19 @@ class Zygote:
         async with self._lock:
             await settle(self._end)
 
-    async def fork(self, directory: str, fds: Sequence[int]) -> None:
-        """Have it fork a shim for `directory` with `fds`; a zygote found dead is replaced. Raises Failed."""
+    async def fork(self, directory: str, fds: Sequence[int], *, shared: bool) -> None:
+        """Have it fork a shim for `directory` with `fds`; a zygote found dead is replaced. Raises Failed.
+
+        `shared`: what is mounted in the container may reach the host.
+        """
+        order = os.fsencode(("s" if shared else "-") + directory)
         async with self._lock:
             for attempt in (1, 2):
                 if self._sock is None:
                     await settle(self._spawn)
                 assert self._sock is not None
                 try:
-                    socket.send_fds(self._sock, [directory.encode()], fds)
+                    socket.send_fds(self._sock, [order], fds)
                     return
                 except OSError as exc:
                     if attempt == 2:

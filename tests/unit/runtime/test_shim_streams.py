@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from wherry.runtime.shim import streams
 from wherry.runtime.shim.loop import Loop
 from wherry.runtime.shim.streams import BACKLOG, Session, frame
 
@@ -355,3 +356,25 @@ def test_timers_run_in_order_and_not_when_cancelled(loop):
     while len(seen) < 2:
         loop.run_once()
     assert seen == ["early", "late"]
+
+
+def test_a_mistake_with_one_descriptor_does_not_end_the_others(loop, capsys):
+    seen = []
+    (bad, bad_in), (good, good_in) = os.pipe(), os.pipe()
+
+    def fail(_events):
+        raise RuntimeError("mistake")
+
+    loop.watch(bad, streams.IN, fail)
+    loop.watch(good, streams.IN, lambda _: seen.append(os.read(good, 10)))
+    os.write(bad_in, b"x")
+    os.write(good_in, b"y")
+    loop.call_later(0.001, lambda: fail(0))
+    while not seen:
+        loop.run_once()
+    loop.call_later(0.002, lambda: seen.append("later"))
+    while len(seen) < 2:
+        loop.run_once()
+    assert "mistake" in capsys.readouterr().err
+    for fd in (bad, bad_in, good, good_in):
+        os.close(fd)

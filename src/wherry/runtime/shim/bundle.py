@@ -13,8 +13,9 @@ from typing import TypedDict, cast
 
 from wherry.errors import InvalidParameter
 from wherry.kernel import cgroup, process
+from wherry.kernel.cgroup import unescape
 from wherry.kernel.files import openat2
-from wherry.kernel.mount import Mount, attach, clone_tree, make_rslave, mount, mount_raw
+from wherry.kernel.mount import MS_SLAVE, Mount, attach, clone_tree, make_rslave, mount, mount_raw
 from wherry.runtime import users
 
 _MAX_ACCOUNTS = 16 << 20  # bytes read of passwd and group
@@ -119,16 +120,30 @@ class Bundle:
         return path
 
 
-def enter_namespace() -> None:
+def enter_namespace(bundle: Bundle, *, shared: bool) -> None:
     """A mount namespace of our own: what is mounted in the host still arrives, what we mount stays here.
 
-    On a hybrid machine the v2 hierarchy is covered: crun refuses to work where it sees one with controllers.
+    `shared`: mounts that the container makes on a shared bind are to reach the host, so only the places where we mount
+    something ourselves are cut off. On a hybrid machine the v2 hierarchy is covered: crun refuses to work where it sees
+    one with controllers.
     """
     hybrid = cgroup.layout() is cgroup.Layout.HYBRID
     process.unshare(process.CLONE_NEWNS)
-    make_rslave("/")
+    if shared:
+        for place in (bundle.directory, *([f"{cgroup.ROOT}/{cgroup.HYBRID}"] if hybrid else [])):
+            mount_raw(None, _mount_point(os.path.dirname(place)), None, MS_SLAVE)
+    else:
+        make_rslave("/")
     if hybrid:  # covering costs nothing; unmounting would wait for an RCU grace period
         mount_raw("none", f"{cgroup.ROOT}/{cgroup.HYBRID}", "tmpfs", 0, "mode=0755,size=64k")
+
+
+def _mount_point(path: str) -> str:
+    """The mount that `path` is on."""
+    with open("/proc/self/mountinfo") as file:
+        points = [unescape(line.split(" ", 5)[4]) for line in file]
+    inside = os.path.realpath(path) + "/"
+    return max((point for point in points if inside.startswith(point.rstrip("/") + "/")), key=len, default="/")
 
 
 def mount_rootfs(bundle: Bundle, mounts: Iterable[Mount]) -> None:

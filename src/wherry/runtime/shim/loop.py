@@ -6,8 +6,10 @@ import os
 import select
 import signal
 import time
+import traceback
 from collections.abc import Callable
 from types import FrameType
+from typing import ParamSpec
 
 IN, OUT, HANGUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLHUP | select.EPOLLERR
 
@@ -97,13 +99,13 @@ class Loop:
             timeout = max(0.0, self._timers[0][0] - time.monotonic())
         for fd, events in self._epoll.poll(timeout):
             handler = self._handlers.get(fd)  # an earlier handler may have taken it away
-            if handler is not None:
-                handler(events)
+            if handler is not None and not _survive(handler, events):
+                self.unwatch(fd)  # it would fail for ever
         now = time.monotonic()
         while self._timers and self._timers[0][0] <= now:
             timer = heapq.heappop(self._timers)[2]
             if timer.call is not None:
-                timer.call()
+                _survive(timer.call)
 
     def reap(self) -> None:
         """Collect every child that has ended."""
@@ -116,7 +118,7 @@ class Loop:
                 return
             call = self._children.pop(pid, None)
             if call is not None:
-                call(status)
+                _survive(call, status)
             elif self._expecting:
                 self._strays[pid] = status
 
@@ -126,6 +128,19 @@ class Loop:
         except BlockingIOError:
             return
         self.reap()
+
+
+P = ParamSpec("P")
+
+
+def _survive(call: Callable[P, None], *args: P.args, **kwargs: P.kwargs) -> bool:
+    """Call, and report what is raised: a mistake with one client must not end a container. False if it failed."""
+    try:
+        call(*args, **kwargs)
+    except Exception:
+        traceback.print_exc()
+        return False
+    return True
 
 
 def _wake(_number: int, _frame: FrameType | None) -> None:

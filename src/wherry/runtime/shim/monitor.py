@@ -278,7 +278,7 @@ def note(text: str) -> None:
     print(time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), text, file=sys.stderr, flush=True)
 
 
-def main(directory: str, fds: list[int]) -> None:
+def main(directory: str, fds: list[int], *, shared: bool) -> None:
     """The life of a shim, in a fresh fork of the zygote. `fds`: control socket, and perhaps a network namespace."""
     process.set_name("wherry-shim")
     os.setsid()
@@ -296,7 +296,7 @@ def main(directory: str, fds: list[int]) -> None:
     bundle = Bundle(directory=directory)
     try:
         process.become_subreaper()
-        enter_namespace()
+        enter_namespace(bundle, shared=shared)
         created, ends = creation.in_child(bundle, control, fds[1] if len(fds) > 1 else None)
         for fd in fds[1:]:
             os.close(fd)  # the container is in it
