@@ -23,6 +23,7 @@ from wherry.containers.sandbox import joined, request
 from wherry.containers.spec import check_security
 from wherry.errors import InvalidParameter
 from wherry.ids import ContainerID, generate, short
+from wherry.images.garbage import pinned
 from wherry.images.store import Image
 from wherry.kernel import cgroup
 from wherry.network.files import check_dns, parse_extra_host
@@ -43,7 +44,13 @@ async def create(deps: Deps, body: CreateContainer, *, name: str | None, platfor
         checks.check_name(name.removeprefix("/"))
     if not body.image:
         raise InvalidParameter("no image specified: the request must name an image")
-    image = deps.images.store.get(body.image, platform=platform)
+    async with pinned(deps.images, body.image, platform=platform) as image:
+        container, warnings = await _create(deps, body, image, name)
+    deps.publish(container, "create")
+    return Created(container.id, warnings)
+
+
+async def _create(deps: Deps, body: CreateContainer, image: Image, name: str | None) -> tuple[Container, list[str]]:
     settings = deps.settings
     config = checks.merge(checks.split_request(body), image.config.config)
     checks.check_config(config)
@@ -60,16 +67,15 @@ async def create(deps: Deps, body: CreateContainer, *, name: str | None, platfor
     volumes = [point.name for point in container.mounts if point.type == "volume"]
     with deps.volumes.hold(*volumes):
         async with AsyncExitStack() as undo:
-            undo.push_async_callback(_undo, deps, container)
             await deps.store.add(container)
-            await settle(deps.snapshots.prepare, container.id, image.chain)
+            undo.push_async_callback(_undo, deps, container)
+            await settle(deps.snapshots.prepare, container.id, image.chain, container=True)
             await settle(settings.directory(container).mkdir, mode=0o710, parents=True, exist_ok=True)
             await _make_volumes(deps, container, image)
             container.complete = True
             await deps.store.save(container)
             undo.pop_all()  # created: nothing to undo
-    deps.publish(container, "create")
-    return Created(container.id, warnings)
+    return container, warnings
 
 
 def _draft(

@@ -3,23 +3,29 @@
 import shutil
 from pathlib import Path
 
-from wherry.aio import settle
+from wherry.aio import finish, settle
 from wherry.containers.deps import Deps
 from wherry.containers.live import WaitResult
 from wherry.containers.record import Container, Status
 from wherry.containers.stop import end_now
+from wherry.digest import ChainID
 from wherry.errors import Conflict, NotFound, NotSupported
 from wherry.ids import ContainerID
+from wherry.images.garbage import release
 
 
 async def remove(deps: Deps, name: str, *, force: bool = False, volumes: bool = False, link: bool = False) -> None:
     """Remove a container; a running one only by force (SIGKILL). `volumes` takes its anonymous volumes along.
 
-    Raises NotFound, and Conflict when it runs or when another removal is under way.
+    Raises NotFound, and Conflict when it runs or when another removal is under way. Once begun it goes to its end.
     """
     if link:
         raise NotSupported("links are not supported by this engine, so there is none to remove")
     container = deps.store.resolve(name)
+    await finish(_remove(deps, container, name, force=force, volumes=volumes))
+
+
+async def _remove(deps: Deps, container: Container, name: str, *, force: bool, volumes: bool) -> None:
     if container.running or container.state.status is Status.RESTARTING:
         if not force:
             raise Conflict(_refusal(container))
@@ -65,13 +71,22 @@ async def discard(deps: Deps, container: Container, *, volumes: bool) -> None:
     """Take away everything the record names, then the record. Idempotent: what is gone already is no error."""
     await deps.networks.release(container.id)
     await deps.shims.forget(container.id)
+    chain = await settle(_parent, deps, container.id)
     await settle(deps.snapshots.remove, container.id)
+    await release(deps.images, chain)
     await settle(remove_tree, deps.settings.directory(container))
     if volumes:
         for point in container.mounts:
             if point.anonymous and not used_by_others(deps, point.name, container.id):
                 await deps.volumes.discard(point.name)
     await deps.store.remove(container)
+
+
+def _parent(deps: Deps, key: str) -> ChainID | None:
+    try:
+        return deps.snapshots.parent_of_key(key)
+    except NotFound:
+        return None
 
 
 def used_by_others(deps: Deps, volume: str, container_id: ContainerID) -> bool:

@@ -1,6 +1,8 @@
 """restart: stop if it runs, then start."""
 
+from wherry.aio import finish
 from wherry.containers.deps import Deps
+from wherry.containers.record import Container
 from wherry.containers.start import start_locked
 from wherry.containers.stop import cancel_restart, end, parse_signal, signal_of, timeout_of
 from wherry.errors import NotFound
@@ -10,12 +12,16 @@ async def restart(deps: Deps, name: str, *, signal: str | None = None, timeout: 
     """Stop if it runs, then start."""
     container = deps.store.resolve(name)
     number = parse_signal(signal or signal_of(container))
+    await finish(_restart(deps, container, name, number, timeout_of(container, timeout)))
+    deps.publish(container, "restart")
+
+
+async def _restart(deps: Deps, container: Container, name: str, number: int, seconds: int) -> None:
     await cancel_restart(deps, container)
     if container.running:
-        await end(deps, container, number, timeout_of(container, timeout), keep=True)
+        await end(deps, container, number, seconds, keep=True)
     async with deps.locks(container.id):
         if deps.store.get(container.id) is None:
             raise NotFound(f"No such container: {name}")
         if not container.running:
             await start_locked(deps, container)
-    deps.publish(container, "restart")

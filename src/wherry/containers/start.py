@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
-from wherry.aio import settle
+from wherry.aio import finish, settle
 from wherry.containers import exits
 from wherry.containers.deps import Deps
 from wherry.containers.files import write_network_files
@@ -22,8 +22,15 @@ from wherry.runtime.shim_client import Shim
 
 
 async def start(deps: Deps, name: str) -> None:
-    """Start a created or exited container; raises NotModified when it runs, Conflict when it cannot be started."""
+    """Start a created or exited container; raises NotModified when it runs, Conflict when it cannot be started.
+
+    Once begun it goes to its end, even when the client that asked has gone.
+    """
     container = deps.store.resolve(name)
+    await finish(_start(deps, container, name))
+
+
+async def _start(deps: Deps, container: Container, name: str) -> None:
     if container.state.status is Status.RESTARTING:
         await cancel_restart(deps, container)
     async with deps.locks(container.id):

@@ -3,6 +3,7 @@
 import asyncio
 import signal as signals
 
+from wherry.aio import finish
 from wherry.containers.deps import Deps
 from wherry.containers.live import WaitResult
 from wherry.containers.record import Container, Status
@@ -38,7 +39,7 @@ async def stop(deps: Deps, name: str, *, signal: str | None = None, timeout: int
         return
     if not container.running:
         raise NotModified(f"container {name} is not running")
-    await end(deps, container, number, timeout_of(container, timeout))
+    await finish(end(deps, container, number, timeout_of(container, timeout)))
     deps.publish(container, "stop")
 
 

@@ -4,9 +4,10 @@ Names are unique through the table `names` (name -> id). Lookups are by full id,
 order, as in Docker.
 """
 
+import asyncio
 from collections.abc import Iterator
 
-from wherry.aio import settle
+from wherry.aio import finish, settle
 from wherry.containers.record import Container, decode, encode
 from wherry.errors import Conflict, InvalidParameter, NotFound
 from wherry.ids import ContainerID, is_prefix
@@ -57,7 +58,10 @@ class ContainerStore:
         return matches[0] if matches else None
 
     async def add(self, container: Container) -> None:
-        """Reserve the name and write the first, incomplete record; raises Conflict when the name is taken."""
+        """Reserve the name and write the first, incomplete record; raises Conflict when the name is taken.
+
+        Cancelled, it has done nothing.
+        """
         self._refuse_taken(container.name)
         self._by_id[container.id] = container
         self._by_name[container.name] = container.id
@@ -66,9 +70,11 @@ class ContainerStore:
                 Insert("names", container.name, container.id.encode()),
                 Insert("containers", container.id, encode(container)),
             )
+        except asyncio.CancelledError:
+            await self.remove(container)  # the write was made: only then is the cancellation delivered
+            raise
         except BaseException:
-            self._by_id.pop(container.id, None)
-            self._by_name.pop(container.name, None)
+            self._forget(container)
             raise
 
     async def save(self, container: Container) -> None:
@@ -77,6 +83,9 @@ class ContainerStore:
 
     async def rename(self, container: Container, name: str) -> None:
         """Change the name in memory and on disk at once; raises Conflict when it is taken."""
+        await finish(self._rename(container, name))
+
+    async def _rename(self, container: Container, name: str) -> None:
         self._refuse_taken(name)
         old = container.name
         self._by_name[name] = container.id
@@ -96,9 +105,11 @@ class ContainerStore:
     async def remove(self, container: Container) -> None:
         """Forget the container and free its name."""
         await self._write(Delete("containers", container.id), Delete("names", container.name))
+        self._forget(container)
+
+    def _forget(self, container: Container) -> None:
         self._by_id.pop(container.id, None)
-        if self._by_name.get(container.name) == container.id:
-            del self._by_name[container.name]
+        self._by_name.pop(container.name, None)
 
     def _refuse_taken(self, name: str) -> None:
         if (owner := self._by_name.get(name)) is not None:
