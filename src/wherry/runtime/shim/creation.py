@@ -48,14 +48,14 @@ def in_child(bundle: Bundle, control: socket.socket, netns: int | None) -> tuple
     theirs.close()
     with ours:
         document, fds = _receive(ours)
-    os.waitpid(pid, 0)
     for fd in fds:
         os.set_inheritable(fd, False)
+    if document is not None and "error" not in document:
+        return Created.read(document), fds  # the child ends by itself and is reaped with all others
+    os.waitpid(pid, 0)
     if document is None:
         raise Failed("failed to create task for container: its creation was killed")
-    if "error" in document:
-        raise error_of(cast(Document, document["error"]))
-    return Created.read(document), fds
+    raise error_of(cast(Document, document["error"]))
 
 
 def _receive(sock: socket.socket) -> tuple[Document | None, list[int]]:
