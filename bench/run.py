@@ -100,7 +100,7 @@ def commands(engines: Sequence[Engine], rounds: int) -> list[Measure]:
         before=lambda engine: void(engine.docker("kill", "again", check=False)),
     )
     for engine in engines:
-        engine.remove_all_containers()
+        clear(engine)
     return found
 
 
@@ -111,8 +111,15 @@ def listing(engines: Sequence[Engine], rounds: int) -> Measure:
             engine.api.post(f"/containers/create?name=listed-{number}", body, status=201)
     wherry, dockerd = alternate(engines, rounds, lambda engine: void(engine.docker("ps", "-a")))
     for engine in engines:
-        engine.remove_all_containers()
+        clear(engine)
     return Measure(name=f"ps -a with {LISTED} containers", unit="ms", wherry=wherry, dockerd=dockerd)
+
+
+def clear(engine: Engine) -> None:
+    """Remove every container. Asked again while one is left: this is housekeeping, the tests judge removal."""
+    while found := engine.api.get("/containers/json?all=1"):
+        for container in found:
+            engine.api.request("DELETE", f"/containers/{container['Id']}?force=1&v=1")
 
 
 def void(_: object) -> None:
@@ -134,9 +141,10 @@ def memory(engine: Engine, *, rss: bool) -> dict[int, float]:
     return found
 
 
-def idle(engine: Engine) -> float:
-    """RSS of the daemon and of what it always runs besides: containerd, the zygote."""
-    return sum(memory(engine, rss=True).values())
+def idle(engine: Engine) -> tuple[float, float]:
+    """RSS of the daemon itself, and together with what it always runs besides: containerd, the zygote."""
+    found = memory(engine, rss=True)
+    return found[engine.pid], sum(found.values())
 
 
 def per_container(engine: Engine) -> float:
@@ -145,16 +153,21 @@ def per_container(engine: Engine) -> float:
     for _ in range(RUNNING):
         engine.docker("run", "-d", "--network", "none", "busybox", "sleep", "100000")
     within = sum(memory(engine, rss=False).values())
-    engine.remove_all_containers()
+    clear(engine)
     return (within - without) / RUNNING
 
 
-def memories(engines: Sequence[Engine]) -> list[Measure]:
-    rest, one = [idle(engine) for engine in engines], [per_container(engine) for engine in engines]
+def idle_memory(engines: Sequence[Engine]) -> list[Measure]:
+    (wherry, wherry_all), (dockerd, dockerd_all) = (idle(engine) for engine in engines)
     return [
-        Measure(name="memory of the idle daemon", unit="MB", wherry=rest[0], dockerd=rest[1], aim="≤ 60 MB"),
-        Measure(name="memory per running container", unit="MB", wherry=one[0], dockerd=one[1], aim="≤ 2 MB"),
+        Measure(name="idle daemon", unit="MB", wherry=wherry, dockerd=dockerd, aim="≤ 60 MB"),
+        Measure(name="… with its helpers (zygote; containerd)", unit="MB", wherry=wherry_all, dockerd=dockerd_all),
     ]
+
+
+def container_memory(engines: Sequence[Engine]) -> Measure:
+    wherry, dockerd = (per_container(engine) for engine in engines)
+    return Measure(name="per running container", unit="MB", wherry=wherry, dockerd=dockerd, aim="≤ 2 MB")
 
 
 # -- report ------------------------------------------------------------------------------------------------------------
@@ -214,7 +227,7 @@ def main() -> int:
             stack.callback(engine.stop)
             engine.load(images.docker_archive([images.busybox()]))
             engines.append(engine)
-        measures = memories(engines)[:1]  # before anything else has run
+        measures = idle_memory(engines)  # before anything else has run
         measures = [
             *commands(engines, wanted.rounds),
             listing(engines, wanted.rounds),
@@ -223,7 +236,7 @@ def main() -> int:
         ]
         facts = machine(engines)
         for engine in engines:
-            engine.remove_all_containers()
+            clear(engine)
     text = table(measures, facts, kinds, wanted.rounds)
     print(text)
     if wanted.save:
