@@ -2,8 +2,10 @@
 shim, image, snapshot and network seams."""
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +40,15 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - what is waited for has no event of its own
             await asyncio.sleep(0)
+
+
+def open_files(kind: str) -> list[str]:
+    """What this process has open of which the name begins like this: `pipe:`, a path."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return sorted(name for name in found if name.startswith(kind))
 
 
 class FakeShim:
@@ -165,6 +176,9 @@ class FakeSnapshots:
 
     def upper(self, key: str) -> Path:
         return self.root / "rw" / key / "diff"
+
+    def parent_of_key(self, key: str) -> str:
+        raise NotFound(f"no such snapshot: {key}")
 
     def remove(self, key: str) -> None:
         pass

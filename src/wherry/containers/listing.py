@@ -214,13 +214,14 @@ def _ancestor(deps: Deps, wanted: Sequence[str]) -> Test:
 
 
 def _ports(filters: Filters) -> list[Test]:
+    """`publish` looks at the host's side, `expose` at the container's; as in Docker only while it runs."""
     tests: list[Test] = []
     if "publish" in filters:
         published = _wanted_ports(filters, "publish")
-        tests.append(lambda container: not published.isdisjoint(_all_ports(container.host_config.port_bindings or {})))
+        tests.append(lambda container: not published.isdisjoint(_host_ports(container)))
     if "expose" in filters:
         exposed = _wanted_ports(filters, "expose")
-        tests.append(lambda container: not exposed.isdisjoint(_all_ports(container.config.exposed_ports or {})))
+        tests.append(lambda container: not exposed.isdisjoint(shapes.port_map(container)))
     return tests
 
 
@@ -246,9 +247,8 @@ def _wanted_ports(filters: Filters, key: str) -> set[str]:
     return found
 
 
-def _all_ports(keys: Iterable[str]) -> Iterable[str]:
-    for key in keys:
-        yield from shapes.expand_port(key)
+def _host_ports(container: Container) -> Iterable[str]:
+    return (f"{port.host_port}/{port.protocol}" for port in container.ports) if shapes.has_ports(container) else ()
 
 
 def _around(deps: Deps, filters: Filters) -> list[Test]:

@@ -127,8 +127,8 @@ class Volumes:
     async def _ensure(
         self, name: str, driver: str, options: Mapping[str, str] | None, labels: Mapping[str, str] | None
     ) -> Volume:
-        check_name(name)
         check_driver(name, driver)
+        check_name(name)
         async with self._locks(name):
             if (found := self._by_name.get(name)) is not None:
                 return found

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from containerkit.world import World
+from containerkit.world import World, open_files
 from wherry.containers import archive
 from wherry.containers.record import Container, MountPoint
 from wherry.containers.rootfs import Place, absolute, open_parent
@@ -137,12 +137,13 @@ async def test_what_comes_out_is_named_after_the_last_part_of_the_path(world: Wo
 @pytest.mark.usefixtures("container")
 async def test_a_reader_that_gives_up_ends_the_packing(world: World, root: Path) -> None:
     (root / "large").write_bytes(os.urandom(8 << 20))
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files("pipe:")
     _, stream = await archive.get(world.deps, "web", f"{root}/large")
     async for _ in stream:
         break
     await stream.aclose()  # type: ignore[attr-defined]
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files("pipe:") == before
+    assert open_files(str(root)) == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="gives files to other users")

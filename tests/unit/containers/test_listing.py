@@ -11,7 +11,7 @@ from wherry.containers.shapes import human_duration, human_status
 from wherry.errors import InvalidParameter, NotFound
 from wherry.filters import Filters
 from wherry.network.endpoint import Endpoint, Port
-from wherry.spec.engine import ContainerConfig, HostConfig, PortBinding
+from wherry.spec.engine import ContainerConfig, HostConfig
 
 SECOND = 10**9
 BRIDGE = Endpoint(
@@ -225,7 +225,7 @@ async def test_filters_by_network_volume_and_ports(world: World) -> None:
         "web",
         endpoints=[BRIDGE],
         config=ContainerConfig(image="busybox", exposed_ports={"80/tcp": {}, "9000-9002/tcp": {}}),
-        host=HostConfig(network_mode="bridge", port_bindings={"80/tcp": [PortBinding(host_port="8080")]}),
+        ports=[Port(container_port=80, protocol="tcp", host_ip="0.0.0.0", host_port=8080)],
         mounts=[MountPoint(type="volume", source="/v/_data", name="data", destination="/srv")],
     )
     await world.add("other", host=HostConfig(network_mode="host"), created=NOW - 1)
@@ -236,9 +236,11 @@ async def test_filters_by_network_volume_and_ports(world: World) -> None:
     assert await names(world, volume="data") == ["web"]
     assert await names(world, volume="/srv") == ["web"]
     assert await names(world, volume="/v/_data") == []
-    assert await names(world, publish="80") == ["web"]
-    assert await names(world, publish="79-81/tcp") == ["web"]
-    assert await names(world, publish="80/udp") == []
+    assert await names(world, publish="8080") == ["web"]
+    assert await names(world, publish="8079-8081/tcp") == ["web"]
+    assert await names(world, publish="8080/udp") == []
+    assert await names(world, publish="80") == []
+    assert await names(world, expose="80") == ["web"]
     assert await names(world, expose="9001/tcp") == ["web"]
     assert await names(world, expose="9003") == []
 

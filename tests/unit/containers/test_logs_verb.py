@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from containerkit.world import World
+from containerkit.world import World, open_files
 from wherry.containers.logs import Form, LogStream, open_logs, parse_moment, parse_tail
 from wherry.containers.record import Container, Status
 from wherry.errors import InvalidParameter, NotFound, NotSupported
@@ -182,14 +182,13 @@ async def test_following_begins_at_the_tail(world: World) -> None:
 async def test_a_follower_that_leaves_leaves_nothing_open(world: World) -> None:
     container = await logged(world, "web")
     append(container, ("stdout", "x\n", AT))
-    import os
-
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files("anon_inode:inotify")
     stream = aiter(await opened(world, "web", follow=True))
     async with asyncio.timeout(10):
         await anext(stream)
         await stream.aclose()  # type: ignore[attr-defined]
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files("anon_inode:inotify") == before
+    assert open_files(container.log_path) == []
 
 
 async def test_a_container_that_never_ran_has_an_empty_log(world: World) -> None:
