@@ -97,12 +97,10 @@ def _auth(call: Call) -> Auth:
 
 async def _import(call: Call) -> web.StreamResponse:
     source = call.text("fromSrc")
+    if not source:
+        raise InvalidParameter("neither fromImage nor fromSrc is given: nothing to make an image from")
     if source != "-":
-        raise NotSupported(
-            f"importing from {source} is not supported: download the archive and import the file"
-            if source
-            else "neither fromImage nor fromSrc is given: nothing to make an image from"
-        )
+        raise NotSupported(f"importing from {source} is not supported: download the archive and import the file")
 
     async def work(report: Report) -> None:
         await importing.import_(

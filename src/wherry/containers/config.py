@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from wherry.containers.signals import parse_signal
 from wherry.errors import InvalidParameter, NotSupported
 from wherry.ids import is_name
 from wherry.spec.engine import ContainerConfig, CreateContainer, HostConfig, LogConfig, Resources, words
@@ -70,6 +71,8 @@ def check_config(config: ContainerConfig) -> None:
         raise InvalidParameter("no command specified")
     if any("\0" in word for word in (*words(config.entrypoint), *words(config.cmd))):
         raise InvalidParameter("invalid command: an argument contains a NUL byte")
+    if config.stop_signal:
+        parse_signal(config.stop_signal)
     if isinstance(config.stop_timeout, int) and config.stop_timeout < -1:
         raise InvalidParameter(f"invalid stop timeout: {config.stop_timeout}")
 

@@ -27,6 +27,7 @@ from wherry.images.garbage import pinned
 from wherry.images.store import Image
 from wherry.kernel import cgroup
 from wherry.network.files import check_dns, parse_extra_host
+from wherry.reference import is_identifier, parse
 from wherry.spec.engine import ContainerConfig, CreateContainer, HostConfig, LogConfig, words
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ async def create(deps: Deps, body: CreateContainer, *, name: str | None, platfor
         checks.check_name(name.removeprefix("/"))
     if not body.image:
         raise InvalidParameter("no image specified: the request must name an image")
+    if not is_identifier(body.image):
+        parse(body.image)  # a name that can be none is the request's fault, not an image that is missing
     async with pinned(deps.images, body.image, platform=platform) as image:
         container, warnings = await _create(deps, body, image, name)
     deps.publish(container, "create")

@@ -40,6 +40,7 @@ async def finish(deps: Deps, container: Container, exit_: Exit, *, start: Starte
     live.execs.clear()
     started, endpoints = container.state.started_at, container.endpoints
     again = should_restart(container, exit_.code)
+    container.state.restart_count += again
     await deps.networks.release(container.id)
     _mark_ended(container, exit_, Status.RESTARTING if again else Status.EXITED)
     removes = container.host_config.auto_remove and not live.keep_after_exit
@@ -109,7 +110,6 @@ async def _restart_later(deps: Deps, container: Container, delay: float, start: 
         if container.state.status is not Status.RESTARTING:
             return
         deps.live_of(container).restart = None
-        container.state.restart_count += 1
         try:
             await start(deps, container)
         except WherryError as exc:

@@ -191,10 +191,14 @@ def _anonymous(destination: str) -> MountPoint:
 
 def _absolute(path: str, text: str) -> str:
     if not path.startswith("/"):
-        raise InvalidParameter(f"invalid volume specification: '{text}': invalid mount path: '{path}' must be absolute")
+        raise InvalidParameter(
+            f"invalid volume specification: '{text}': invalid mount path: '{path}' mount path must be absolute"
+        )
     clean = posixpath.normpath(path).replace("//", "/")
     if clean == "/":
-        raise InvalidParameter(f"invalid volume specification: '{text}': destination can't be '/'")
+        raise InvalidParameter(
+            f"invalid volume specification: '{text}': invalid specification: destination can't be '/'"
+        )
     return clean
 
 

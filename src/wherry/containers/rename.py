@@ -7,10 +7,10 @@ from wherry.errors import InvalidParameter
 
 async def rename(deps: Deps, name: str, new: str) -> None:
     """Raises NotFound, InvalidParameter for a bad or equal name, Conflict for one in use."""
-    container = deps.store.resolve(name)
     new = new.removeprefix("/")
-    if not new:
+    if not name or not new:
         raise InvalidParameter("Neither old nor new names may be empty")
+    container = deps.store.resolve(name)
     check_name(new)
     async with deps.locks(container.id):
         if new == container.name:

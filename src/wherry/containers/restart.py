@@ -3,8 +3,9 @@
 from wherry.aio import finish
 from wherry.containers.deps import Deps
 from wherry.containers.record import Container
+from wherry.containers.signals import parse_signal
 from wherry.containers.start import start_locked
-from wherry.containers.stop import cancel_restart, end, parse_signal, signal_of, timeout_of
+from wherry.containers.stop import cancel_restart, end, signal_of, timeout_of
 from wherry.errors import NotFound
 
 

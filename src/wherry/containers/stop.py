@@ -2,32 +2,18 @@
 
 import asyncio
 import signal as signals
+from contextlib import suppress
 
 from wherry.aio import finish
 from wherry.containers.deps import Deps
 from wherry.containers.live import WaitResult
 from wherry.containers.record import Container, Status
-from wherry.errors import Conflict, Failed, InvalidParameter, NotModified
+from wherry.containers.signals import parse_signal
+from wherry.errors import Conflict, Failed, NotFound, NotModified
+from wherry.runtime.shim_client import Shim
 
 DEFAULT_TIMEOUT = 10  # s, between the stop signal and SIGKILL
 LAST_RESORT = 30  # s, for a process to die of SIGKILL (uninterruptible I/O, a frozen disk)
-
-
-def parse_signal(text: str) -> int:
-    """A signal by name (with or without SIG, any case, RTMIN+n) or number; raises InvalidParameter."""
-    word = text.upper().removeprefix("SIG")
-    if word.isdigit() and 0 < int(word) <= signals.SIGRTMAX:
-        return int(word)
-    base, plus, offset = word.partition("+")
-    if plus and base == "RTMIN" and offset.isdigit() and int(offset) <= signals.SIGRTMAX - signals.SIGRTMIN:
-        return signals.SIGRTMIN + int(offset)
-    base, minus, offset = word.partition("-")
-    if minus and base == "RTMAX" and offset.isdigit() and int(offset) <= signals.SIGRTMAX - signals.SIGRTMIN:
-        return signals.SIGRTMAX - int(offset)
-    found = getattr(signals, "SIG" + word, None)
-    if not isinstance(found, signals.Signals):
-        raise InvalidParameter(f"invalid signal: {text}")
-    return int(found)
 
 
 async def stop(deps: Deps, name: str, *, signal: str | None = None, timeout: int | None = None) -> None:
@@ -50,11 +36,12 @@ async def kill(deps: Deps, name: str, *, signal: str | None = None) -> None:
     shim = deps.live_of(container).shim
     if not container.running or shim is None:
         raise Conflict(f"cannot kill container: {name}: container {container.id} is not running")
-    if number in (signals.SIGKILL, parse_signal(signal_of(container))):
+    if _ends(container, number):
         container.state.stopped_by_user = True
-    await shim.kill(number)
-    if container.state.status is Status.PAUSED and number == signals.SIGKILL:
-        await shim.resume()  # a frozen process dies only when it is thawed (cgroup v1)
+    try:
+        await _send(container, shim, number)
+    except NotFound:
+        raise Conflict(f"cannot kill container: {name}: container {container.id} is not running") from None
     deps.publish(container, "kill", signal=str(number))
 
 
@@ -88,19 +75,32 @@ async def end(deps: Deps, container: Container, number: int, seconds: int, *, ke
         return
     container.state.stopped_by_user = True
     live.keep_after_exit = keep
-    await shim.kill(number)
-    deps.publish(container, "kill", signal=str(number))
-    if container.state.status is Status.PAUSED:
-        await shim.resume()
+    with suppress(NotFound):  # it has just ended by itself
+        await _send(container, shim, number)
+        deps.publish(container, "kill", signal=str(number))
     if await _ended(live.ended, None if seconds < 0 else seconds):
         return
-    await shim.kill(signals.SIGKILL)
-    deps.publish(container, "kill", signal=str(int(signals.SIGKILL)))
+    with suppress(NotFound):
+        await _send(container, shim, signals.SIGKILL)
+        deps.publish(container, "kill", signal=str(int(signals.SIGKILL)))
     if not await _ended(live.ended, LAST_RESORT):
         raise Failed(
             f"cannot stop container {container.name}: its process {container.state.pid} did not end within "
             f"{LAST_RESORT} seconds of SIGKILL; it may hang in the kernel on a device or a network file system"
         )
+
+
+async def _send(container: Container, shim: Shim, number: int) -> None:
+    """Signal the init process; a frozen one is thawed when the signal is meant to end it, as in Docker."""
+    paused = container.state.status is Status.PAUSED
+    await shim.kill(number)
+    if paused and _ends(container, number):
+        with suppress(NotFound, Conflict):  # v2 kills a frozen process at once
+            await shim.resume()
+
+
+def _ends(container: Container, number: int) -> bool:
+    return number in (signals.SIGKILL, parse_signal(signal_of(container)))
 
 
 async def _ended(ended: asyncio.Event, seconds: int | None) -> bool:
