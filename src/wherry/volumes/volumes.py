@@ -13,7 +13,9 @@ somebody's data. `users` tells which containers use which volumes: a fact of a h
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from wherry import ids
@@ -57,6 +59,7 @@ class Volumes:
         self._events = events
         self._users = users
         self._locks = KeyedLock()
+        self._held: Counter[str] = Counter()
         self._by_name = {name: decode(raw) for name, raw in state.rows("volumes").items()}
 
     async def start(self) -> None:
@@ -89,6 +92,16 @@ class Volumes:
                 f"error while mounting volume '{self._data(name)}': failed to mount local volume: "
                 f"mount {path}:{self._data(name)}, flags: 0x1000: no such file or directory"
             )
+
+    @contextmanager
+    def hold(self, *names: str) -> Iterator[None]:
+        """Keep volumes from being removed while a container that will use them is still being created."""
+        self._held.update(names)
+        try:
+            yield
+        finally:
+            self._held.subtract(names)
+            self._held += Counter()  # drops the zeros
 
     async def ensure(
         self,
@@ -207,7 +220,7 @@ class Volumes:
         async with self._locks(name):
             self.get(name)
             users = sorted(self._users().get(name, ()))
-            if users:
+            if users or self._held[name]:
                 raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
             await finish(self._unmake(name))
         self._publish("destroy", name, driver=DRIVER)

@@ -164,6 +164,13 @@ async def test_a_volume_in_use_is_not_removed_even_by_force(world: World, volume
     assert volumes.path("data").is_dir()
 
 
+async def test_a_volume_that_a_container_in_creation_will_use_is_not_removed(volumes: Volumes) -> None:
+    await volumes.ensure("data")
+    with volumes.hold("data"), pytest.raises(Conflict, match="volume is in use"):
+        await volumes.remove("data")
+    await volumes.remove("data")
+
+
 async def test_removing_a_missing_volume_fails_unless_forced(volumes: Volumes) -> None:
     with pytest.raises(NotFound, match="get nosuch: no such volume"):
         await volumes.remove("nosuch")
