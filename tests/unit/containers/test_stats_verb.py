@@ -2,8 +2,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from containerkit.world import World
 
+from containerkit.world import World
 from wherry.containers.record import Status
 from wherry.containers.stats import measure_v1, measure_v2, open_stats
 from wherry.errors import NotFound
@@ -27,7 +27,8 @@ def test_numbers_of_cgroup_v2(tmp_path: Path) -> None:
     group = tree(
         tmp_path,
         {
-            "cpu.stat": "usage_usec 100\nuser_usec 70\nsystem_usec 30\nnr_periods 5\nnr_throttled 2\nthrottled_usec 9\n",
+            "cpu.stat": "usage_usec 100\nuser_usec 70\nsystem_usec 30\n"
+            "nr_periods 5\nnr_throttled 2\nthrottled_usec 9\n",
             "memory.current": "4096\n",
             "memory.max": "8388608\n",
             "memory.stat": "anon 1024\ninactive_file 512\n",
