@@ -66,6 +66,7 @@ class Control(asyncio.Protocol):
         self.end: asyncio.Future[Exit | None] = self._loop.create_future()  # None: the connection broke before
         self.execs: dict[str, asyncio.Future[int]] = {}
         self.process: ShimProcess | None = None  # the shim
+        self.known = asyncio.Event()  # `process` is, or there will be none
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport = cast(asyncio.Transport, transport)  # uvloop's are none by class
@@ -78,6 +79,7 @@ class Control(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = True
+        self.known.set()
         gone = Unreachable("the container's shim has ended")
         for future in (*self._pending.values(), self.hello):
             if not future.done():
@@ -111,10 +113,10 @@ class Control(asyncio.Protocol):
     def _dispatch(self, document: Document) -> None:
         match document.get("event"):
             case "forked":
-                self.process = ShimProcess(document["shim"])
+                self._found(document["shim"])
             case "hello":
                 if self.process is None:
-                    self.process = ShimProcess(document["shim"])
+                    self._found(document["shim"])
                 if not self.hello.done():
                     self.hello.set_result(document)
             case "exit":
@@ -124,6 +126,10 @@ class Control(asyncio.Protocol):
                 self._exec_ended(document["id"], document["code"])
             case None:
                 self._answered(document)
+
+    def _found(self, pid: int) -> None:
+        self.process = ShimProcess(pid)
+        self.known.set()
 
     def _answered(self, document: Document) -> None:
         future = self._pending.pop(document.get("seq", 0), None) or self.hello  # create is answered by hello

@@ -390,6 +390,9 @@ class Shims:
 
     async def _abandon(self, container_id: str, control: Control) -> None:
         """The undo of `create`: a shim whose daemon hangs up before the start takes everything down."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GONE):
+                await control.known.wait()  # a shim may be on its way
         control.close()
         if control.process is not None:
             await control.process.wait(_GONE)
