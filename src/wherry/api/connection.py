@@ -54,6 +54,7 @@ class Connection(RequestHandler):
         self._headers = headers  # of every answer
         self._watched = False
         self._ended = False  # the client has ended its sending
+        self._answered = False  # the newest request has its answer, which may still be on its way out
         self._early: bytearray | None = None  # held back, once an upgrade's request is complete
         self._body_left = -1  # bytes of an upgrade's request still to come; -1: no upgrade in sight
         self._last_payload: StreamReader | None = None  # body of the newest request, complete or not
@@ -79,6 +80,7 @@ class Connection(RequestHandler):
         super().data_received(data)
         if not self._messages:
             return
+        self._answered = False
         message, payload = self._messages[-1]
         reading = self._last_payload
         if isinstance(message, _ErrInfo) and reading is not None and not reading.is_eof():
@@ -123,6 +125,7 @@ class Connection(RequestHandler):
     def answered(self) -> None:
         """The handler is done and its answer is about to be completed."""
         self._watched = False
+        self._answered = not self._messages
         early = self._take_early()
         if early or (self._ended and not self._messages):
             self.close()  # behind a refused upgrade nobody can say what the next bytes are
@@ -130,6 +133,8 @@ class Connection(RequestHandler):
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp says None and means "never"
         self._ended = True
         idle = self._waiter is not None and not self._waiter.done()
+        if self._answered and not idle:
+            self.close()  # once the answer that is being written is out
         return not (self._watched or idle) and self._between_requests()
 
     def handle_error(
