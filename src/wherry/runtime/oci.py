@@ -42,6 +42,11 @@ class Runtime:
         """`delete` has to be called; otherwise removing `root` and the cgroups is enough."""
         return self.spec.kind not in _TIDY
 
+    @property
+    def log_format(self) -> str:
+        """crun uses it for what its init writes to the container's stderr, too: that should be readable."""
+        return "text" if self.spec.kind == "crun" else "json"
+
     def create(self, *, bundle: str, pid_file: str, console: str | None) -> list[str]:
         return self._command("create", "--bundle", bundle, "--pid-file", pid_file, *_console(console))
 
@@ -71,7 +76,7 @@ class Runtime:
         return os.waitpid(pid, 0)[1]
 
     def _command(self, verb: str, *options: str) -> list[str]:
-        general = ["--root", self.root, "--log", self.log, "--log-format", "json"]
+        general = ["--root", self.root, "--log", self.log, "--log-format", self.log_format]
         return [self.spec.path, *self.spec.args, *general, verb, *options, self.container_id]
 
 
@@ -80,7 +85,7 @@ def _console(path: str | None) -> Sequence[str]:
 
 
 def last_error(log: str, since: int = 0) -> str:
-    """The message of the last error in a runtime's JSON log file after offset `since`; `""` when there is none."""
+    """The message of the last error in a runtime's log file, JSON or text, after offset `since`; `""` without one."""
     try:
         with open(log, "rb") as file:
             file.seek(since)
@@ -91,17 +96,21 @@ def last_error(log: str, since: int = 0) -> str:
         try:
             entry = json.loads(line)
         except ValueError:
-            return line.decode("utf-8", "replace").strip()
+            return _TEXT_TIME.sub("", line.decode("utf-8", "replace").strip(), count=1)
         if isinstance(entry, dict) and entry.get("level") in ("error", "fatal"):
             return str(entry.get("msg", "")).strip()
     return ""
 
+
+_TEXT_TIME = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z?: ")  # before each line of crun's text log
+_REPEATED = re.compile(r"\A(?:(?:runc create|exec) failed: )?(?:unable to start container process: )?")
 
 # crun's wording -> runc's, which Docker's clients look for
 _REWORDED = (
     (re.compile(r"executable file `(.*?)` not found in \$PATH(: No such file or directory)?"),
      r'exec: "\1": executable file not found in $PATH'),
     (re.compile(r"open executable: (.*)"), r"exec: \1"),
+    (re.compile(r"exec container process `(.*?)`:"), r"exec \1:"),
     (re.compile(r"No such file or directory"), "no such file or directory"),
     (re.compile(r"Permission denied"), "permission denied"),
     (re.compile(r"Exec format error"), "exec format error"),
@@ -111,7 +120,8 @@ _REWORDED = (
 
 
 def reworded(message: str) -> str:
-    """A runtime's message with the words that Docker's clients match on."""
+    """A runtime's message with the words that Docker's clients match on, without those that we put before it."""
+    message = _REPEATED.sub("", message, count=1)
     for pattern, replacement in _REWORDED:
         message = pattern.sub(replacement, message)
     return message

@@ -204,6 +204,8 @@ def test_the_last_error_of_a_runtime_is_found(tmp_path):
     assert oci.last_error(str(log), mark) == "second"
     log.write_text("no json at all\n")
     assert oci.last_error(str(log)) == "no json at all"
+    log.write_text("2026-11-24T06:06:45.066737Z: exec container process `/x`: Permission denied\n")
+    assert oci.last_error(str(log)) == "exec container process `/x`: Permission denied"
 
 
 @pytest.mark.parametrize(
@@ -215,6 +217,8 @@ def test_the_last_error_of_a_runtime_is_found(tmp_path):
         ),
         ("open executable: Permission denied", "exec: permission denied"),
         ("exec /x: Exec format error", "exec /x: exec format error"),
+        ("runc create failed: unable to start container process: exec /x: permission denied", "exec /x: permission denied"),
+        ("exec container process `/x`: Exec format error", "exec /x: exec format error"),
     ],
 )
 def test_cruns_words_become_dockers(cruns, dockers):
@@ -230,7 +234,7 @@ def test_other_failures_are_not_the_programs():
 def test_runtimes_that_leave_nothing_are_known(path, traces):
     runtime = oci.Runtime(spec=oci.RuntimeSpec(path=path, args=("-x",)), container_id="c", root="/s", log="/l")
     assert runtime.leaves_traces is traces
-    assert runtime.start() == [path, "-x", "--root", "/s", "--log", "/l", "--log-format", "json", "start", "c"]
+    assert runtime.start() == [path, "-x", "--root", "/s", "--log", "/l", "--log-format", runtime.log_format, "start", "c"]
 
 
 def test_no_log_is_opened_for_driver_none():

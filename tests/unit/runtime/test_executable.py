@@ -39,10 +39,10 @@ def put(root, name, content, mode=0o755):
     path.chmod(mode)
 
 
-def look(root, name, cwd="/", env=ENV):
+def look(root, name, cwd="/", env=ENV, user=None):
     fd = os.open(root, os.O_PATH | os.O_DIRECTORY)
     try:
-        problem = examine(fd, name, env=env, cwd=cwd)
+        problem = examine(fd, {"args": [name], "env": list(env), "cwd": cwd, "user": user or {"uid": 0, "gid": 0}})
     finally:
         os.close(fd)
     return None if problem is None else str(problem)
@@ -74,6 +74,27 @@ def test_the_first_executable_in_the_path_counts(root):
     put(root, "bin/tool", b"#!/bin/sh\n", 0o644)
     put(root, "usr/bin/tool", b"#!/bin/sh\n")
     assert look(root, "tool") is None
+
+
+@pytest.mark.parametrize(
+    ("mode", "user", "allowed"),
+    [
+        (0o700, {"uid": 1000, "gid": 1000}, False),
+        (0o700, {"uid": 0, "gid": 0}, True),
+        (0o001, {"uid": 0, "gid": 0}, True),
+        (0o701, {"uid": 1000, "gid": 1000}, True),
+        (0o710, {"uid": 1000, "gid": 1000}, False),
+        (0o710, {"uid": 1000, "gid": 0}, True),
+        (0o710, {"uid": 1000, "gid": 1000, "additionalGids": [5, 0]}, True),
+        (0o701, {"uid": 1000, "gid": 0}, False),
+    ],
+)
+def test_the_users_own_permission_counts(root, mode, user, allowed):
+    put(root, "bin/x", elf(), mode)
+    os.chown(root / "bin/x", os.getuid(), 0) if os.getuid() == 0 else pytest.skip("needs root")
+    found = look(root, "/bin/x", user=user)
+    expected = f'exec: "/bin/x": permission denied (/bin/x may not be executed by user {user["uid"]})'
+    assert found == (None if allowed else expected)
 
 
 def test_a_directory(root):

@@ -157,7 +157,7 @@ class Creation:
             return Failed(oci.create_failed(kind, message))
         root = os.open(self._bundle.rootfs, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            problem = examine(root, target["args"][0], env=target.get("env", []), cwd=target.get("cwd", "/"))
+            problem = examine(root, target)
         finally:
             os.close(root)
         return InvalidParameter(oci.create_failed(kind, str(problem) if problem else message))
@@ -166,7 +166,7 @@ class Creation:
         """What the kernel would refuse after the start, with a word that explains nothing, is refused here."""
         root = open_root(self._identity)
         try:
-            problem = examine(root, target["args"][0], env=target.get("env", []), cwd=target.get("cwd", "/"))
+            problem = examine(root, target)
         finally:
             os.close(root)
         if problem is not None:

@@ -140,7 +140,7 @@ class Exec:
             if request.tty and request.console_size is not None:  # set by the runtime: after it, it would be too late
                 height, width = request.console_size
                 target["consoleSize"] = {"height": height, "width": width}
-            problem = examine(root, request.args[0], env=target["env"], cwd=target["cwd"])
+            problem = examine(root, target)
         finally:
             os.close(root)
         if problem is not None:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from wherry.kernel.files import openat2
+from wherry.runtime.shim.bundle import Process, ProcessUser
 
 _HEAD = 4096  # bytes read of a program
 _SHEBANG = 256  # bytes of a first line that the kernel reads
@@ -44,26 +45,33 @@ class Problem:
         return f"{self.words} ({self.cause})" if self.cause else self.words
 
 
-def examine(root: int, name: str, *, env: Sequence[str], cwd: str) -> Problem | None:
-    """What keeps `name` from being executed below the directory fd `root`; None when nothing is seen to."""
+def examine(root: int, target: Process) -> Problem | None:
+    """What keeps a process's program from being executed below the directory fd `root`; None when nothing seems to."""
+    name, cwd = target["args"][0], target.get("cwd") or "/"
     try:
         if "/" in name:
-            return _examine_path(root, name, posixpath.join(cwd or "/", name))
-        return _search(root, name, env, cwd)
+            path = posixpath.join(cwd, name)
+        else:
+            found = _search(root, name, target.get("env", ()), cwd)
+            if isinstance(found, Problem):
+                return found
+            path = found
+        return _examine_path(root, name, path, target.get("user", {}))
     except (OSError, LookupError, ValueError, struct.error):
         return None
 
 
-def _search(root: int, name: str, env: Sequence[str], cwd: str) -> Problem | None:
+def _search(root: int, name: str, env: Sequence[str], cwd: str) -> str | Problem:
+    """Where PATH leads to."""
     path = next((entry[5:] for entry in reversed(env) if entry.startswith("PATH=")), "")
     unusable = ""
     for directory in path.split(":"):
-        candidate = posixpath.join(cwd or "/", directory, name)
+        candidate = posixpath.join(cwd, directory, name)
         mode = _mode(root, candidate)
         if mode is None or stat.S_ISDIR(mode):
             continue
         if mode & 0o111:
-            return _examine_path(root, name, candidate)
+            return candidate
         unusable = unusable or candidate
     cause = f"{unusable} is there, but has no execute bit" if unusable else ""
     return Problem(f'exec: "{name}": executable file not found in $PATH', cause)
@@ -80,7 +88,19 @@ def _mode(root: int, path: str) -> int | None:
         os.close(fd)
 
 
-def _examine_path(root: int, name: str, path: str) -> Problem | None:
+def _may_execute(info: os.stat_result, user: ProcessUser) -> bool:
+    """By the permission bits."""
+    uid = user.get("uid", 0)
+    if uid == 0:
+        return bool(info.st_mode & 0o111)
+    if uid == info.st_uid:
+        return bool(info.st_mode & 0o100)
+    if info.st_gid in (user.get("gid", 0), *user.get("additionalGids", ())):
+        return bool(info.st_mode & 0o010)
+    return bool(info.st_mode & 0o001)
+
+
+def _examine_path(root: int, name: str, path: str, user: ProcessUser) -> Problem | None:
     quoted = f'exec: "{name}"'
     try:
         fd = openat2(root, path, os.O_PATH)
@@ -92,12 +112,21 @@ def _examine_path(root: int, name: str, path: str) -> Problem | None:
             return Problem(f"{quoted}: is a directory: permission denied")
         if not info.st_mode & 0o111:
             return Problem(f"{quoted}: permission denied", f"{path} has no execute bit")
+        if not _may_execute(info, user) and not _has_acl(fd):
+            return Problem(f"{quoted}: permission denied", f"{path} may not be executed by user {user.get('uid', 0)}")
         if os.fstatvfs(fd).f_flag & os.ST_NOEXEC:
             return Problem(f"{quoted}: permission denied", f"{path} is on a file system mounted noexec")
     finally:
         os.close(fd)
     found = _examine_content(root, path, depth=0)
     return None if found is None else Problem(f"exec {path}: {found.words}", found.cause)
+
+
+def _has_acl(fd: int) -> bool:
+    try:
+        return bool(os.getxattr(f"/proc/self/fd/{fd}", "system.posix_acl_access"))
+    except OSError:
+        return False
 
 
 def _dangling(root: int, path: str) -> str:
