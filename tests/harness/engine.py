@@ -121,9 +121,13 @@ class Engine:
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
+    def launch(self) -> None:
+        """Start the daemon and do not wait."""
+        self._process = self.box.spawn(self.argv(), log=self.log)
+
     def start(self) -> None:
         """Start the daemon and wait until it answers."""
-        self._process = self.box.spawn(self.argv(), log=self.log)
+        self.launch()
         until = time.monotonic() + START_TIMEOUT
         while time.monotonic() < until:
             if self.answers():
@@ -146,8 +150,10 @@ class Engine:
         return self._process.wait(timeout)
 
     def kill(self) -> None:
-        """SIGKILL: a crash. Returns when the daemon is gone; containers are not touched."""
-        self.box.kill(self.pid, signal.SIGKILL)
+        """SIGKILL: a crash, also of a daemon that is only starting. Returns when it is gone; containers go on."""
+        for pid, words in self.box.processes().items():
+            if str(self.pidfile) in words:
+                self.box.kill(pid, signal.SIGKILL)
         self._process.wait(30)
 
     def restart(self) -> None:
