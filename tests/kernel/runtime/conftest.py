@@ -50,9 +50,7 @@ def base() -> Iterator[Path]:
         (root / "etc/passwd").write_text(PASSWD)
         (root / "etc/group").write_text(GROUP)
         yield root
-    for where in cgroup.planned_groups(CGROUP_PARENT).values():
-        if os.path.isdir(where):
-            os.rmdir(where)
+    cgroup.remove_empty(CGROUP_PARENT)
 
 
 @pytest.fixture(params=["crun", "runc"])

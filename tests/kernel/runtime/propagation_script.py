@@ -5,8 +5,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from conftest import World
-from wherry.kernel import mount
+from conftest import CGROUP_PARENT, World
+from wherry.kernel import cgroup, mount
 from wherry.runtime.shim_client import RuntimeSpec, Shims
 from wherry.runtime.spec import SpecMount, bind_options
 
@@ -39,6 +39,7 @@ async def main(root: Path, base: Path, propagation: str, runtime: str) -> None:
     writer.close()
     await shims.forget(shim.id)
     await shims.stop()
+    cgroup.remove_empty(CGROUP_PARENT)
     print("clean" if mounts_but(source / "sub") == before else "dirty")
 
 

@@ -217,7 +217,7 @@ def test_the_last_error_of_a_runtime_is_found(tmp_path):
         ),
         ("open executable: Permission denied", "exec: permission denied"),
         ("exec /x: Exec format error", "exec /x: exec format error"),
-        ("runc create failed: unable to start container process: exec /x: permission denied", "exec /x: permission denied"),
+        ("runc create failed: unable to start container process: exec: permission denied", "exec: permission denied"),
         ("exec container process `/x`: Exec format error", "exec /x: exec format error"),
     ],
 )
@@ -234,7 +234,8 @@ def test_other_failures_are_not_the_programs():
 def test_runtimes_that_leave_nothing_are_known(path, traces):
     runtime = oci.Runtime(spec=oci.RuntimeSpec(path=path, args=("-x",)), container_id="c", root="/s", log="/l")
     assert runtime.leaves_traces is traces
-    assert runtime.start() == [path, "-x", "--root", "/s", "--log", "/l", "--log-format", runtime.log_format, "start", "c"]
+    logging = ["--log", "/l", "--log-format", runtime.log_format]
+    assert runtime.start() == [path, "-x", "--root", "/s", *logging, "start", "c"]
 
 
 def test_no_log_is_opened_for_driver_none():
