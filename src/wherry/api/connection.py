@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Connection(RequestHandler):
-    __slots__ = ("_body_left", "_early", "_ended", "_headers", "_last_payload", "_watched")
+    __slots__ = ("_answered", "_body_left", "_early", "_ended", "_headers", "_last_payload", "_watched")
 
     def __init__(
         self,
