@@ -195,8 +195,8 @@ class Response:
         return early
 
     def buffered(self) -> bool:
-        """Is a part of the body here already?"""
-        return bool(self._buffer)
+        """Can `chunks` go on without waiting: a part of the body is here already, or all of it was read?"""
+        return bool(self._buffer) or (self._mode == "length" and self._left == 0)
 
     def chunks(self) -> Iterator[bytes]:
         """The body as it arrives; HTTPError when it is cut short."""

@@ -39,6 +39,7 @@ class FakeEngine:
         self.path = path
         self.answers: dict[str, Any] = {}
         self.requests: list[Request] = []
+        self.typed = b""  # what came over connections taken over
         engine = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -65,6 +66,12 @@ class FakeEngine:
                 data = reply.body if isinstance(reply.body, bytes) else json.dumps(reply.body).encode()
                 if reply.body is None:
                     data = b""
+                if reply.status == 101:  # taken over: the body is what the process writes before it ends
+                    self.wfile.write(b"HTTP/1.1 101 UPGRADED\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n" + data)
+                    while received := self.rfile.read(1):
+                        engine.typed += received
+                    self.close_connection = True
+                    return
                 self.send_response(reply.status)
                 for name, value in {"Content-Type": "application/json", **reply.headers}.items():
                     self.send_header(name, value)

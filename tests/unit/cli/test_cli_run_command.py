@@ -212,3 +212,59 @@ def test_the_default_platform_of_the_environment(engine: Any, wherry: Wherry, mo
     assert engine.requests[0].query["platform"] == ["linux/arm64"]
     assert wherry("create", "--platform", "linux/amd64", "busybox").code == 0
     assert engine.requests[1].query["platform"] == ["linux/amd64"]
+
+
+OUTPUT = b"\1\0\0\0\0\0\0\4out\n\2\0\0\0\0\0\0\4err\n"
+
+
+@pytest.mark.parametrize(("flags", "condition"), [([], "next-exit"), (["--rm"], "removed")])
+def test_attached_it_attaches_and_waits_before_it_starts(
+    engine: Any, wherry: Wherry, reply: Any, flags: list[str], condition: str
+) -> None:
+    engine.answers[f"POST /containers/{ID}/attach"] = reply(101, OUTPUT)
+    engine.answers[f"POST /containers/{ID}/wait"] = reply(200, {"StatusCode": 7})
+    done = wherry("run", "-i", *flags, "busybox", "cat", input=b"typed")
+    assert (done.code, done.out, done.err) == (7, "out\n", "err\n")
+    assert engine.asked() == [
+        "POST /containers/create",
+        f"POST /containers/{ID}/attach",
+        f"POST /containers/{ID}/wait",
+        f"POST /containers/{ID}/start",
+    ]
+    assert engine.requests[1].query == {"stream": ["1"], "stdin": ["1"], "stdout": ["1"], "stderr": ["1"]}
+    assert engine.requests[2].query == {"condition": [condition]}
+    assert engine.typed == b"typed"
+
+
+def test_a_removed_container_that_did_not_start_is_waited_for(engine: Any, wherry: Wherry, reply: Any) -> None:
+    engine.answers[f"POST /containers/{ID}/attach"] = reply(101)
+    engine.answers[f"POST /containers/{ID}/wait"] = reply(200, {"StatusCode": 127})
+    engine.answers[f"POST /containers/{ID}/start"] = reply(400, {"message": "executable file not found in $PATH"})
+    done = wherry("run", "--rm", "busybox", "nope")
+    assert done.code == 127
+    assert "executable file not found" in done.err
+
+
+def test_waiting_that_fails_is_told(engine: Any, wherry: Wherry, reply: Any) -> None:
+    engine.answers[f"POST /containers/{ID}/attach"] = reply(101, OUTPUT)
+    engine.answers[f"POST /containers/{ID}/wait"] = reply(200, {"StatusCode": 0, "Error": {"Message": "lost it"}})
+    done = wherry("run", "busybox")
+    assert done.code == 125
+    assert "Error waiting for container: lost it\n" in done.err
+
+
+def test_start_attached_and_exec_carry_the_exit_code(engine: Any, wherry: Wherry, reply: Any) -> None:
+    engine.answers |= {
+        f"POST /containers/{ID}/attach": reply(101, OUTPUT),
+        f"POST /containers/{ID}/wait": reply(200, {"StatusCode": 3}),
+        "GET /containers/web/json": reply(
+            200, {"Id": ID, "Config": {"Tty": False, "OpenStdin": True}, "HostConfig": {"AutoRemove": False}}
+        ),
+        "POST /containers/web/exec": reply(201, {"Id": "e1"}),
+        "POST /exec/e1/start": reply(101, OUTPUT),
+        "GET /exec/e1/json": reply(200, {"ExitCode": 4, "Running": False}),
+    }
+    started = wherry("start", "-ai", "web", input=b"x")
+    assert (started.code, started.out, started.err) == (3, "out\n", "err\n")
+    executed = wherry("exec", "web", "sh")
+    assert (executed.code, executed.out, executed.err) == (4, "out\n", "err\n")

@@ -54,6 +54,7 @@ def run(cli: CLI, flags: Flags, arguments: list[str]) -> int:
         try:
             session.pump(stream)
         except Detached:
+            waiting.close()
             raise Failure("read escape sequence") from None
         finally:
             stream.close()

@@ -235,7 +235,8 @@ def exit_code_of(body: bytes) -> int:
 def finish(session: Session, waiting: Call) -> int:
     """Wait for the exit, and answer with its code."""
     try:
-        return exit_code_of(session.await_answer(waiting))
+        with waiting:
+            return exit_code_of(session.await_answer(waiting))
     except ProtocolError as exc:
         warn(f"Error waiting for container: {exc}")
         return NOT_RUN
@@ -273,13 +274,16 @@ def run_attached(cli: CLI, flags: Flags, spec: Spec, identifier: str) -> int:
         try:
             start(control, identifier)
         except Failure:
+            stream.close()
             if flags.on("rm"):  # the name is to be free again when this ends
                 session.await_answer(waiting)
+            waiting.close()
             raise
         session.fit_window()
         try:
             session.pump(stream)
         except Detached:
+            waiting.close()
             return 0
         finally:
             stream.close()

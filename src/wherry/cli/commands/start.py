@@ -65,11 +65,13 @@ def start_attached(cli: CLI, flags: Flags, name: str) -> int:
             control.call("POST", f"/containers/{quote(identifier)}/start")
         except EngineError as exc:
             stream.close()
+            waiting.close()
             raise Failure(describe(exc)) from None
         session.fit_window()
         try:
             session.pump(stream)
         except Detached:
+            waiting.close()
             return 0
         finally:
             stream.close()
