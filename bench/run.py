@@ -232,7 +232,7 @@ def main() -> int:
             *commands(engines, wanted.rounds),
             listing(engines, wanted.rounds),
             *measures,
-            *memories(engines)[1:],
+            container_memory(engines),
         ]
         facts = machine(engines)
         for engine in engines:

@@ -20,7 +20,7 @@ import tempfile
 import termios
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -44,6 +44,7 @@ class Demo:
     def __init__(self, host: str) -> None:
         self.env = {**os.environ, "WHERRY_HOST": host, "DOCKER_HOST": host}
         self.images_before: set[str] = set()
+        self.since = int(time.time())
 
     def show(self, *args: str, code: int = 0) -> None:
         """Run a command of ours as if it was typed."""
@@ -75,12 +76,16 @@ class Demo:
 
     def five_steps(self) -> None:
         say("A container: files on the image's layers, an address on the bridge, a process on a terminal")
-        script = 'echo "hello from $(hostname), terminal $(stty size)"; ip -4 -o addr show eth0; echo written > /file'
+        script = 'cat /kept 2>/dev/null; echo "hello from $(hostname), terminal $(stty size)"'
+        script += "; ip -4 -o addr show eth0; echo written before > /kept"
         self.show_on_terminal("run", "-i", "-t", "--name", NAME, "busybox", "sh", "-c", script)
-        say("It has ended, and is still there with what it wrote")
+        say("It has ended, and is still there with what it wrote; started again, it finds it")
         self.show("ps", "-a", "--filter", f"name={NAME}")
         self.show("diff", NAME)
-        say("A server, reached through a published port; a second container starts without copying anything")
+        self.show_on_terminal("start", "-a", "-i", NAME)
+        say("The image is untouched: a second container starts from it, without copying anything")
+        self.show("run", "--rm", "busybox", "ls", "/kept", code=1)
+        say("A server, reached through a published port")
         serve = "echo 'served from a container' > /index.html; exec httpd -f -p 80 -h /"
         self.show("run", "-d", "--name", f"{NAME}-web", "-p", "127.0.0.1::80", "busybox", "sh", "-c", serve)
         address = self.ask("port", f"{NAME}-web", "80").splitlines()[0]
@@ -95,13 +100,16 @@ class Demo:
         with contextlib.suppress(Failed):  # the shell's exit code is the user's own
             self.show_on_terminal("run", "-i", "-t", "--rm", "--name", f"{NAME}-shell", image, "sh")
 
-    def remove(self) -> None:
-        """Containers and images of the demo, whether or not it came to its end."""
+    def remove(self) -> list[str]:
+        """Containers and images of the demo, whether or not it came to its end. Returns the ids there were."""
+        made = ["--filter", "type=container", "--filter", "event=create", "--format", "{{.Actor.ID}}"]
+        ids = self.ask("events", "--since", str(self.since), "--until", str(int(time.time()) + 1), *made).split()
         mine = [name for name in self.ask("ps", "-aq", "--filter", f"name={NAME}").split() if name]
         if mine:
             self.ask("rm", "-f", "-v", *mine)
         for image in set(self.ask("images", "--format", "{{.Repository}}:{{.Tag}}").split()) - self.images_before:
             self.ask("rmi", "-f", image)
+        return ids
 
 
 def on_new_terminal(argv: Sequence[str], env: dict[str, str]) -> int:
@@ -175,18 +183,18 @@ def daemon(root: Path) -> Iterator[str]:
 # -- what is left ------------------------------------------------------------------------------------------------------
 
 
-def traces(root: Path) -> set[str]:
-    """Everything on this machine that a daemon may leave behind."""
-    found = {f"mount {line.split()[4]}" for line in Path("/proc/self/mountinfo").read_text().splitlines()}
-    found |= {
-        f"interface {line.partition(':')[0].strip()}" for line in Path("/proc/net/dev").read_text().splitlines()[2:]
-    }
+def traces(root: Path, containers: Collection[str] = ()) -> set[str]:
+    """What a daemon could leave on this machine. Other daemons may be at work: only what may be of ours counts."""
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    found = {f"mount {line.split()[4]}" for line in lines if str(root) in line}
+    links = [line.partition(":")[0].strip() for line in Path("/proc/net/dev").read_text().splitlines()[2:]]
+    found |= {f"interface {link}" for link in links if link.startswith(("wh", "veth"))}
     groups = Path("/sys/fs/cgroup")
     for folder in [groups, *(path for path in groups.glob("*") if path.is_dir())]:
-        found |= {f"cgroup {path}" for path in (folder / "wherry").glob("*/")}
+        found |= {f"cgroup {path}" for path in (folder / "wherry").glob("*/") if path.name in containers}
     if nft := shutil.which("nft", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"):
         done = subprocess.run([nft, "list", "tables"], capture_output=True, text=True, check=False)
-        found |= {f"nft {line}" for line in done.stdout.splitlines()}
+        found |= {f"nft {line}" for line in done.stdout.splitlines() if "wherry" in line}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             with contextlib.suppress(OSError):
@@ -196,9 +204,9 @@ def traces(root: Path) -> set[str]:
     return found
 
 
-def leftovers(before: set[str], root: Path) -> set[str]:
+def leftovers(before: set[str], root: Path, containers: Collection[str]) -> set[str]:
     until = time.monotonic() + SETTLE
-    while (left := traces(root) - before) and time.monotonic() < until:
+    while (left := traces(root, containers) - before) and time.monotonic() < until:
         time.sleep(0.1)
     return left
 
@@ -211,10 +219,11 @@ def main() -> int:
     root = Path(tempfile.mkdtemp(prefix="wherry-demo-", dir="/tmp"))
     before = traces(root)
     failure = ""
+    containers: set[str] = set()
     try:
         with contextlib.ExitStack() as stack:
             demo = Demo(host if answers(host) else stack.enter_context(daemon(root)))
-            stack.callback(demo.remove)
+            stack.callback(lambda: containers.update(demo.remove()))
             demo.images_before = set(demo.ask("images", "--format", "{{.Repository}}:{{.Tag}}").split())
             run(demo, shell=wanted.shell)
     except Failed as error:
@@ -223,7 +232,7 @@ def main() -> int:
         failure = "interrupted"
     finally:
         shutil.rmtree(root, ignore_errors=True)
-    left = leftovers(before, root)
+    left = leftovers(before, root, containers)
     if failure:
         print(f"\nwherry demo: {failure}", file=sys.stderr)
     for trace in sorted(left):

@@ -4,7 +4,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .box import Box
@@ -12,6 +12,14 @@ from .engine import Engine
 
 KEPT = {".lock", ".bpf"}  # of the exec root: the daemon's lock, and compiled seccomp filters, which are a cache
 SETTLE = 10  # s: kernel and shims finish their clean-up after the answer
+
+
+def settle(look: Callable[[], list[str]]) -> list[str]:
+    """What `look` still finds after the time that clean-up may take."""
+    until = time.monotonic() + SETTLE
+    while (found := look()) and time.monotonic() < until:
+        time.sleep(0.1)
+    return found
 
 
 class Witness:
@@ -64,10 +72,7 @@ class Before:
 
     def leaks(self, engine: Engine, containers: Iterable[str]) -> list[str]:
         """Everything that was not there before. The daemon must have been stopped, all containers removed."""
-        until = time.monotonic() + SETTLE
-        while (found := self._look(engine, containers)) and time.monotonic() < until:
-            time.sleep(0.1)
-        return found
+        return settle(lambda: self._look(engine, containers))
 
     def _look(self, engine: Engine, containers: Iterable[str]) -> list[str]:
         found = [f"process {pid}: {name}" for pid, name in self._box.processes().items()]
