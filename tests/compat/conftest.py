@@ -67,6 +67,8 @@ def session_engine(box: Box, root: Path) -> Iterator[Engine]:
 def engine(session_engine: Engine) -> Iterator[Engine]:
     """The session's daemon; what the test leaves in it is removed, and the base images must still be there."""
     yield session_engine
+    for client in (session_engine.docker, session_engine.wherry):
+        client.end_started()
     if not session_engine.answers():
         pytest.fail(f"the daemon is gone; the end of its log:\n{session_engine.log_tail()}", pytrace=False)
     session_engine.remove_all_containers()

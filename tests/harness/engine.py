@@ -51,6 +51,7 @@ class Cli:
     def __init__(self, program: Path | str, host: str, config: Path) -> None:
         self.program = str(program)
         self.name = Path(program).name
+        self._started: list[subprocess.Popen[bytes]] = []
         self.env = {"DOCKER_HOST": host, "DOCKER_CONFIG": str(config), "WHERRY_HOST": host, "DOCKER_CLI_HINTS": "false"}
 
     def __call__(
@@ -86,7 +87,17 @@ class Cli:
     def start(self, *args: str, **kwargs: Any) -> "subprocess.Popen[bytes]":
         """Start and leave running; the caller waits."""
         given: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([self.program, *args], env={**os.environ, **self.env}, **{**given, **kwargs})
+        process = subprocess.Popen([self.program, *args], env={**os.environ, **self.env}, **{**given, **kwargs})
+        self._started.append(process)
+        return process
+
+    def end_started(self) -> None:
+        """Kill what a test that failed has left running."""
+        for process in self._started:
+            if process.poll() is None:
+                process.kill()
+            process.communicate()
+        self._started.clear()
 
     def terminal(self, *args: str, rows: int = 24, cols: int = 80) -> Terminal:
         return Terminal([self.program, *args], env={**self.env, "TERM": "xterm"}, rows=rows, cols=cols)

@@ -74,7 +74,8 @@ class Repository:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        extra = tar(ENTRIES.get(name, [Entry(name="extra", data=b"extra\n" * 50_000)]))
+        ordinary = [Entry(name="extra", data=b"extra\n" * 50_000), Entry(name="name", data=name.encode())]
+        extra = tar(ENTRIES.get(name, ordinary))
         image = Image(tags=[], layers=[busybox_layer(), extra])
         config = image.config_document()
         layers = [(OCI_LAYER, busybox_layer()), (OCI_LAYER, extra)]
@@ -178,7 +179,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         if torn:
             cut.add(found.name)
-            data = data[: start + (len(data) - start) // 2]
+            data = data[: len(data) // 2]
             self.close_connection = True
         self.wfile.write(data[start:])
 
