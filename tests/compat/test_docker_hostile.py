@@ -16,7 +16,7 @@ CASES: list[Case] = [
     ("POST", "/containers/create", b"", 400, ""),
     ("POST", "/containers/create", {"Image": 7}, 400, "Image"),
     ("POST", "/containers/create", {"Image": "no-such-image"}, 404, "No such image: no-such-image:latest"),
-    ("POST", "/containers/create", {"Image": "UPPER/case"}, 400, "invalid reference format"),
+    ("POST", "/containers/create", {"Image": "busybox/UPPER"}, 400, "invalid reference format"),
     ("POST", "/containers/create?name=a/b", {"Image": "busybox"}, 400, "Invalid container name (a/b)"),
     ("POST", "/containers/create?name=x", {"Image": "busybox"}, 400, "Invalid container name (x)"),
     ("POST", "/containers/create", {"Image": "busybox", "Env": "not-a-list"}, 400, "Env"),

@@ -21,7 +21,7 @@ from wherry.containers.record import Container, MountPoint
 from wherry.containers.remove import discard
 from wherry.containers.sandbox import joined, request
 from wherry.containers.spec import check_security
-from wherry.errors import InvalidParameter
+from wherry.errors import InvalidParameter, NotFound
 from wherry.ids import ContainerID, generate, short
 from wherry.images.garbage import pinned
 from wherry.images.store import Image
@@ -65,8 +65,11 @@ async def _create(deps: Deps, body: CreateContainer, image: Image, name: str | N
         cgroup_v2=cgroup.layout() is cgroup.Layout.V2,
         shm_size=settings.default_shm_size,
     )
-    container = _draft(deps, body, config, host, image, name)
-    warnings = _check_all(deps, container)
+    try:
+        container = _draft(deps, body, config, host, image, name)
+        warnings = _check_all(deps, container)
+    except NotFound as exc:  # clients take "not found" for the image, and would pull it
+        raise InvalidParameter(exc.message) from exc
     volumes = [point.name for point in container.mounts if point.type == "volume"]
     with deps.volumes.hold(*volumes):
         async with AsyncExitStack() as undo:

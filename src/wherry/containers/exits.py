@@ -60,6 +60,9 @@ async def finish(deps: Deps, container: Container, exit_: Exit, *, start: Starte
                 attributes={"container": container.id, "name": endpoint.network, "type": endpoint.network},
             )
         )
+    for point in container.mounts:
+        if point.type == "volume":
+            deps.volumes.unmounted(point.name, container.id)
     live.ended.set()
     if again:
         live.backoff = _next_delay(live.backoff, container.state.finished_at - started)

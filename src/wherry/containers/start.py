@@ -57,6 +57,9 @@ async def start_locked(deps: Deps, container: Container) -> None:
     except WherryError as exc:
         await _note_failure(deps, container, live, exc)
         raise
+    for point in container.mounts:
+        if point.type == "volume":
+            deps.volumes.mounted(point.name, container.id, destination=point.destination, rw=point.rw)
     deps.publish(container, "start")
     deps.background.spawn(exits.watch(deps, container, shim, start=start_locked), name=f"exit of {container.id[:12]}")
 

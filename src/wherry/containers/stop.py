@@ -10,7 +10,7 @@ from wherry.containers.live import WaitResult
 from wherry.containers.record import Container, Status
 from wherry.containers.signals import parse_signal
 from wherry.errors import Conflict, Failed, NotFound, NotModified
-from wherry.runtime.shim_client import Shim
+from wherry.runtime.shim_client import Shim, Unreachable
 
 DEFAULT_TIMEOUT = 10  # s, between the stop signal and SIGKILL
 LAST_RESORT = 30  # s, for a process to die of SIGKILL (uninterruptible I/O, a frozen disk)
@@ -40,7 +40,7 @@ async def kill(deps: Deps, name: str, *, signal: str | None = None) -> None:
         container.state.stopped_by_user = True
     try:
         await _send(container, shim, number)
-    except NotFound:
+    except (NotFound, Unreachable):
         raise Conflict(f"cannot kill container: {name}: container {container.id} is not running") from None
     deps.publish(container, "kill", signal=str(number))
 
@@ -75,12 +75,12 @@ async def end(deps: Deps, container: Container, number: int, seconds: int, *, ke
         return
     container.state.stopped_by_user = True
     live.keep_after_exit = keep
-    with suppress(NotFound):  # it has just ended by itself
+    with suppress(NotFound, Unreachable):  # it has just ended by itself
         await _send(container, shim, number)
         deps.publish(container, "kill", signal=str(number))
     if await _ended(live.ended, None if seconds < 0 else seconds):
         return
-    with suppress(NotFound):
+    with suppress(NotFound, Unreachable):
         await _send(container, shim, signals.SIGKILL)
         deps.publish(container, "kill", signal=str(int(signals.SIGKILL)))
     if not await _ended(live.ended, LAST_RESORT):
@@ -95,7 +95,7 @@ async def _send(container: Container, shim: Shim, number: int) -> None:
     paused = container.state.status is Status.PAUSED
     await shim.kill(number)
     if paused and _ends(container, number):
-        with suppress(NotFound, Conflict):  # v2 kills a frozen process at once
+        with suppress(NotFound, Conflict, Unreachable):  # v2 kills a frozen process at once
             await shim.resume()
 
 

@@ -27,6 +27,7 @@ from wherry.errors import Failed
 from wherry.events import Events
 from wherry.images import deps as images
 from wherry.images.recover import recover as recover_images
+from wherry.kernel import cgroup
 from wherry.network.networks import NetworkConfig, Networks
 from wherry.runtime.shim_client import RuntimeSpec, Shims
 from wherry.state import Put, State
@@ -55,7 +56,11 @@ class Engine:
     async def close(self) -> None:
         """Stop what belongs to the daemon; the network goes too when nothing runs that could need it."""
         await self.background.close()
-        await self.networks.stop(keep=any(each.running for each in self.services.containers.store))
+        containers = self.services.containers
+        keep = any(each.running for each in containers.store)
+        await self.networks.stop(keep=keep)
+        if not keep:
+            await settle(cgroup.remove_empty, containers.settings.cgroup_parent)
         await self.shims.stop()
         await settle(self.snapshots.close)
         self.state.close()

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ def main(argv: Sequence[str]) -> int:
         print("configuration OK")
         return 0
     _set_up_logging(config)
+    _raise_file_limit()
     try:
         uvloop.run(_run(config))
     except WherryError as exc:
@@ -52,6 +54,12 @@ def _set_up_logging(config: Config) -> None:
         datefmt="%Y-%m-%dT%H:%M:%S%z",
     )
     logging.getLogger("asyncio").setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def _raise_file_limit() -> None:
+    """A descriptor or more for every published port, shim and client: take all that we may have."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 async def _run(config: Config) -> None:

@@ -88,7 +88,7 @@ def _normalized(names: Sequence[str]) -> list[str]:
             continue
         full = upper if upper.startswith("CAP_") else "CAP_" + upper
         if full not in CAPABILITIES:
-            raise InvalidParameter(f'unknown capability: "{name}"')
+            raise InvalidParameter(f'unknown capability: "{full}"')
         result.append(full)
     return result
 

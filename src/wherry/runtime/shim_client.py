@@ -47,7 +47,18 @@ from wherry.runtime.zygote_client import Zygote
 
 log = logging.getLogger(__name__)
 
-__all__ = ["ExecHandle", "ExecSpec", "Exit", "LogSpec", "RuntimeSpec", "Shim", "ShimSpec", "Shims", "Streams"]
+__all__ = [
+    "ExecHandle",
+    "ExecSpec",
+    "Exit",
+    "LogSpec",
+    "RuntimeSpec",
+    "Shim",
+    "ShimSpec",
+    "Shims",
+    "Streams",
+    "Unreachable",
+]
 
 _GONE = 30.0  # s a shim may take to end after its container has
 

@@ -11,6 +11,7 @@ It ends when the daemon's end of the socket is closed. Shims outlive it. Stdlib 
 import contextlib
 import gc
 import os
+import resource
 import signal
 import socket
 import sys
@@ -25,6 +26,15 @@ from wherry.runtime.shim.streams import Session
 _MESSAGE = 4096  # bytes
 _FDS = 2
 
+_SOFT_FILES = 1024  # what programs that close or select all descriptors are made for
+
+
+def _lower_file_limit() -> None:
+    """Containers begin with the usual soft limit, not with what the daemon raised its own to."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = _SOFT_FILES if hard == resource.RLIM_INFINITY else min(_SOFT_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
 
 def main() -> None:
     """Serve until the daemon is gone."""
@@ -34,6 +44,7 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the daemon's end is the zygote's, whatever a terminal sends
     os.chdir("/")
+    _lower_file_limit()
     _rehearse()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps
     gc.collect()
