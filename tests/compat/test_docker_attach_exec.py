@@ -330,6 +330,24 @@ def test_privileged_exec_gets_the_capabilities(cli: Cli) -> None:
     assert int(privileged, 16) & (1 << 21)  # CAP_SYS_ADMIN
 
 
+def test_the_code_of_an_exec_that_ended_with_its_container_can_be_asked_for(engine: Engine) -> None:
+    init = "trap 'exit 0' TERM; sleep 1000 & echo ready; wait"
+    engine.docker("run", "-d", "--name", "host", "busybox", "sh", "-c", init)
+    while "ready" not in engine.docker("logs", "host").out:
+        pass
+    body = {**EXEC, "Cmd": ["sh", "-c", "kill 1; sleep 1000"], "Tty": False}
+    identifier = engine.api.post("/containers/host/exec", body, status=201).json()["Id"]
+    with engine.api.hijack(f"/exec/{identifier}/start", {"Detach": False, "Tty": False}) as stream:
+        stream.rest()
+    engine.docker("wait", "host")
+    for _ in range(2):
+        found = engine.api.get(f"/exec/{identifier}/json")
+        assert (found["Running"], found["ExitCode"]) == (False, 137)
+        engine.docker("start", "host")  # nor does the next run make it forgotten
+    engine.docker("rm", "-f", "host")
+    assert engine.api.request("GET", f"/exec/{identifier}/json").status == 404
+
+
 def test_a_thousand_short_execs_worth_of_state_is_forgotten_with_the_container(engine: Engine) -> None:
     engine.docker("run", "-d", "--name", "host", *SLEEP)
     identifiers = []

@@ -1,4 +1,4 @@
-"""exec: further processes in a running container. Made, started once, inspected; forgotten with the container's run.
+"""exec: further processes in a running container. Made, started once, inspected; forgotten a while after their end.
 
 What is known of an exec lives in `Live.execs` only. Its shim connection is made before the process exists, so no byte
 of output is missed. An exec goes on when its client leaves.
@@ -244,6 +244,19 @@ def _overlay(merged: dict[str, str | None], entries: list[str] | None) -> None:
     for entry in entries or []:
         name, equals, _ = entry.partition("=")
         merged[name] = entry if equals else None
+
+
+def end_run(execs: dict[ExecID, Exec]) -> None:
+    """The container has ended: what was not started is forgotten.
+
+    The rest stays, even if the container starts again at once: a client asks for the exit code of its exec after the
+    end of the stream, and both may be the work of the container's end.
+    """
+    for each in tuple(execs.values()):
+        if not each.started:
+            del execs[each.id]
+        elif not each.finished:
+            each.finished = time.monotonic()  # or a moment later, when its exit code arrives
 
 
 def _drop_old(execs: dict[ExecID, Exec]) -> None:

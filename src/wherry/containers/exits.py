@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from wherry.containers import execs
 from wherry.containers.deps import Deps
 from wherry.containers.live import WaitResult
 from wherry.containers.record import Container, Status
@@ -37,7 +38,7 @@ async def finish(deps: Deps, container: Container, exit_: Exit, *, start: Starte
     """
     live = deps.live_of(container)
     live.shim = None
-    live.execs.clear()
+    execs.end_run(live.execs)
     started, endpoints = container.state.started_at, container.endpoints
     again = should_restart(container, exit_.code)
     container.state.restart_count += again

@@ -35,7 +35,7 @@ class PendingAttach:
 
 @dataclass(slots=True, kw_only=True)
 class Exec:
-    """One `docker exec`. Kept until its container stops."""
+    """One `docker exec`. Kept until some time after its end, or until its container is removed."""
 
     id: ExecID
     container: ContainerID

@@ -253,11 +253,29 @@ async def test_bad_requests_are_refused(world: World) -> None:
             await verb
 
 
-async def test_execs_of_an_ended_run_are_forgotten(world: World, container: Container) -> None:
+async def test_an_exec_not_started_in_the_run_it_was_made_for_is_forgotten(world: World, container: Container) -> None:
     exec_id = await execs.create(world.deps, "web", command("true"))
-    world.live(container).execs.clear()  # what the exit of the container does
+    execs.end_run(world.live(container).execs)
     with pytest.raises(NotFound, match=f"No such exec instance: {exec_id}"):
         await execs.inspect(world.deps, exec_id)
+
+
+async def test_an_exec_that_ends_with_its_container_can_be_inspected(world: World, container: Container) -> None:
+    exec_id = await execs.create(world.deps, "web", command("sleep", "9"))
+    await execs.start_detached(world.deps, exec_id, ExecStart(detach=True))
+    execs.end_run(world.live(container).execs)
+    world.shim.exec_exit.set_result(137)
+    await ended(world, exec_id)
+    assert (await execs.inspect(world.deps, exec_id))["ExitCode"] == 137
+    with pytest.raises(Conflict, match=f"exec command {exec_id} has already run"):
+        await execs.open_exec(world.deps, exec_id, ExecStart())
+
+
+async def test_an_exec_claimed_as_its_container_ends_is_dropped_one_day(world: World, container: Container) -> None:
+    exec_id = await execs.create(world.deps, "web", command("true"))
+    await execs.open_exec(world.deps, exec_id, ExecStart())
+    execs.end_run(world.live(container).execs)
+    assert world.live(container).execs[ExecID(exec_id)].finished
 
 
 async def test_long_finished_execs_are_dropped_one_day(world: World, container: Container) -> None:

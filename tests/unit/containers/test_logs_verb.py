@@ -170,12 +170,30 @@ async def test_following_goes_on_until_the_container_ends(world: World) -> None:
 async def test_following_begins_at_the_tail(world: World) -> None:
     container = await logged(world, "web")
     append(container, ("stdout", "old\n", AT), ("stdout", "older\n", AT))
-    stream = aiter(await opened(world, "web", follow=True, tail="0"))
-    waiting = asyncio.ensure_future(anext(stream))
-    await asyncio.sleep(0.05)
-    append(container, ("stdout", "new\n", AT + 1))
+    stream = aiter(await opened(world, "web", follow=True, tail="1"))
     async with asyncio.timeout(10):
-        assert await waiting == out(b"new\n")
+        assert await anext(stream) == out(b"older\n")
+        append(container, ("stdout", "new\n", AT + 1))
+        assert await anext(stream) == out(b"new\n")
+    await stream.aclose()  # type: ignore[attr-defined]
+
+
+async def test_rotated_files_are_part_of_the_log(world: World, done: Container) -> None:
+    Path(done.log_path).rename(f"{done.log_path}.1")
+    append(done, ("stdout", "four\n", AT + 3 * 10**9))
+    assert await shown(world, "done", tail="2") == out(b"three\n") + out(b"four\n")
+    assert (await shown(world, "done")).count(b"\n") == 4
+
+
+async def test_following_goes_on_in_the_next_file(world: World) -> None:
+    container = await logged(world, "web")
+    append(container, ("stdout", "old\n", AT))
+    stream = aiter(await opened(world, "web", follow=True))
+    async with asyncio.timeout(10):
+        assert await anext(stream) == out(b"old\n")
+        Path(container.log_path).rename(f"{container.log_path}.1")
+        append(container, ("stdout", "new\n", AT + 1))
+        assert await anext(stream) == out(b"new\n")
     await stream.aclose()  # type: ignore[attr-defined]
 
 
