@@ -1,7 +1,10 @@
 """Images: load, save, tag, remove, history, import, commit, and what of them the containers see."""
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import subprocess
 import tarfile
 from pathlib import Path
@@ -216,14 +219,9 @@ def test_load_tells_what_it_loaded(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "compression", ["gzip", pytest.param("zstd", marks=pytest.mark.not_dockerd("too old for it")), "xz", "bzip2"]
 )
-def test_load_takes_compressed_archives(docker: Cli, compression: str, require) -> None:
-    if compression == "zstd":
-        packed = images.zstd(images.docker_archive([small("packed")]))
-    else:
-        require(compression)
-        packed = subprocess.run(
-            [compression, "-c", "-1"], input=images.docker_archive([small("packed")]), capture_output=True, check=True
-        ).stdout
+def test_load_takes_compressed_archives(docker: Cli, compression: str) -> None:
+    compress = {"gzip": gzip.compress, "zstd": images.zstd, "xz": lzma.compress, "bzip2": bz2.compress}[compression]
+    packed = compress(images.docker_archive([small("packed")]))
     assert "Loaded image: packed:latest" in docker("load", input=packed).out
 
 
