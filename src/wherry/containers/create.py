@@ -47,6 +47,7 @@ async def create(deps: Deps, body: CreateContainer, *, name: str | None, platfor
         raise InvalidParameter("no image specified: the request must name an image")
     if not is_identifier(body.image):
         parse(body.image)  # a name that can be none is the request's fault, not an image that is missing
+    deps.background.spawn(settle(cgroup.expect_moves), name="expecting a start")
     async with pinned(deps.images, body.image, platform=platform) as image:
         container, warnings = await _create(deps, body, image, name)
     deps.publish(container, "create")

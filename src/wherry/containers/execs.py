@@ -10,7 +10,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 
-from wherry.aio import finish
+from wherry.aio import finish, settle
 from wherry.containers import detach
 from wherry.containers.deps import Deps
 from wherry.containers.live import Exec, Streams
@@ -19,6 +19,7 @@ from wherry.containers.relay import STDOUT, Stream, frame, relay
 from wherry.containers.shapes import Document
 from wherry.errors import Conflict, Failed, InvalidParameter, NotFound, WherryError
 from wherry.ids import ExecID, generate
+from wherry.kernel import cgroup
 from wherry.runtime.shim_client import ExecSpec, Shim
 from wherry.spec.engine import ExecConfig, ExecStart, words
 
@@ -38,6 +39,7 @@ async def create(deps: Deps, name: str, config: ExecConfig) -> ExecID:
     live = deps.live_of(container)
     _drop_old(live.execs)
     live.execs[found.id] = found
+    deps.background.spawn(settle(cgroup.expect_moves), name="expecting an exec")
     deps.publish(container, f"exec_create: {_command(found)}", execID=found.id)
     return found.id
 
