@@ -2,7 +2,7 @@
 
 from wherry.containers.config import check_name
 from wherry.containers.deps import Deps
-from wherry.errors import InvalidParameter
+from wherry.errors import InvalidParameter, NotFound
 
 
 async def rename(deps: Deps, name: str, new: str) -> None:
@@ -13,6 +13,8 @@ async def rename(deps: Deps, name: str, new: str) -> None:
     container = deps.store.resolve(name)
     check_name(new)
     async with deps.locks(container.id):
+        if deps.store.get(container.id) is None:
+            raise NotFound(f"No such container: {name}")
         if new == container.name:
             raise InvalidParameter("Renaming a container with the same name as its current name")
         old = container.name

@@ -103,7 +103,10 @@ class ContainerStore:
         del self._by_name[old]
 
     async def remove(self, container: Container) -> None:
-        """Forget the container and free its name."""
+        """Forget the container and free its name, in memory and on disk at once."""
+        await finish(self._remove(container))
+
+    async def _remove(self, container: Container) -> None:
         await self._write(Delete("containers", container.id), Delete("names", container.name))
         self._forget(container)
 
