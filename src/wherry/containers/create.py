@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import msgspec
 
-from wherry.aio import settle
+from wherry.aio import finish, settle
 from wherry.containers import config as checks
 from wherry.containers import names
 from wherry.containers.deps import Deps
@@ -171,7 +171,8 @@ async def _make_volumes(deps: Deps, container: Container, image: Image) -> None:
 
 
 async def _undo(deps: Deps, container: Container) -> None:
+    container.complete = False  # nobody finds what is on its way out
     try:
-        await discard(deps, container, volumes=True)
+        await finish(discard(deps, container, volumes=True))
     except Exception:
         log.exception("create of container %s failed, and so did its clean-up", container.id)
