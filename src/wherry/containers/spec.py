@@ -10,7 +10,7 @@ from wherry.containers.sandbox import joined
 from wherry.errors import Conflict, InvalidParameter
 from wherry.kernel import cgroup
 from wherry.runtime import devices, resources, security
-from wherry.runtime.shim_client import LogSpec, Shim, ShimSpec
+from wherry.runtime.shim_client import LogSpec, RuntimeSpec, Shim, ShimSpec
 from wherry.runtime.spec import SANDBOX, SpecInput, SpecMount, bind_options, build, tmpfs_options
 
 
@@ -71,7 +71,7 @@ def shim_spec(deps: Deps, container: Container) -> ShimSpec:
         id=container.id,
         spec=built.spec,
         rootfs=deps.snapshots.mounts(container.id),
-        runtime=settings.runtimes[container.runtime],
+        runtime=_runtime(deps, container),
         log=_log(container),
         user=config.user,
         group_add=host.group_add or (),
@@ -80,6 +80,13 @@ def shim_spec(deps: Deps, container: Container) -> ShimSpec:
         stdin_once=config.stdin_once,
         console_size=(size[0], size[1]) if size and len(size) == 2 and all(size) else None,
     )
+
+
+def _runtime(deps: Deps, container: Container) -> RuntimeSpec:
+    found = deps.settings.runtimes.get(container.runtime)
+    if found is None:  # it was there when the container was created
+        raise InvalidParameter(f"unknown or invalid runtime name: {container.runtime}")
+    return found
 
 
 def _log(container: Container) -> LogSpec:
