@@ -9,12 +9,11 @@ async def pause(deps: Deps, name: str) -> None:
     """Raises Conflict when the container is not running or already paused."""
     container = deps.store.resolve(name)
     async with deps.locks(container.id):
-        shim = deps.live_of(container).shim
         if container.state.status is Status.PAUSED:
             raise Conflict(f"Container {name} is already paused")
         if container.state.status is Status.RESTARTING:
             raise Conflict(f"Container {name} is restarting, wait until the container is running")
-        if shim is None:
+        if not container.running or (shim := deps.live_of(container).shim) is None:
             raise Conflict(f"Container {name} is not running")
         await shim.pause()
         container.state.move(Status.PAUSED)
@@ -26,8 +25,7 @@ async def unpause(deps: Deps, name: str) -> None:
     """Raises Conflict when the container is not paused."""
     container = deps.store.resolve(name)
     async with deps.locks(container.id):
-        shim = deps.live_of(container).shim
-        if container.state.status is not Status.PAUSED or shim is None:
+        if container.state.status is not Status.PAUSED or (shim := deps.live_of(container).shim) is None:
             raise Conflict(f"Container {name} is not paused")
         await shim.resume()
         container.state.move(Status.RUNNING)

@@ -4,7 +4,7 @@ from wherry.aio import finish
 from wherry.containers.deps import Deps
 from wherry.containers.record import Container
 from wherry.containers.signals import parse_signal
-from wherry.containers.start import start_locked
+from wherry.containers.start import start_afresh
 from wherry.containers.stop import cancel_restart, end, signal_of, timeout_of
 from wherry.errors import NotFound
 
@@ -25,4 +25,4 @@ async def _restart(deps: Deps, container: Container, name: str, number: int, sec
         if deps.store.get(container.id) is None:
             raise NotFound(f"No such container: {name}")
         if not container.running:
-            await start_locked(deps, container)
+            await start_afresh(deps, container)

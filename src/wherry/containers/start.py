@@ -1,9 +1,11 @@
 """start: network, files, process. All or nothing, undone in reverse when a step fails."""
 
+import logging
 import os
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 
 from wherry.aio import finish, settle
 from wherry.containers import exits
@@ -11,14 +13,16 @@ from wherry.containers.deps import Deps
 from wherry.containers.files import write_network_files
 from wherry.containers.live import Live
 from wherry.containers.mounts import prepare_binds
-from wherry.containers.record import Container, Status
+from wherry.containers.record import Container, State, Status
 from wherry.containers.sandbox import joined, request
 from wherry.containers.spec import shim_spec
 from wherry.containers.stop import cancel_restart
-from wherry.errors import Conflict, NotModified, WherryError
+from wherry.errors import Conflict, Failed, NotModified, WherryError
 from wherry.events import Event
 from wherry.network.networks import Sandbox
 from wherry.runtime.shim_client import Shim
+
+log = logging.getLogger(__name__)
 
 
 async def start(deps: Deps, name: str) -> None:
@@ -39,15 +43,20 @@ async def _start(deps: Deps, container: Container, name: str) -> None:
                 raise NotModified(f"container {name} is already running")
             case Status.PAUSED:
                 raise Conflict("cannot start a paused container, try unpause instead")
-            case Status.REMOVING | Status.DEAD:
-                raise Conflict("container is marked for removal and cannot be started")
-        deps.live_of(container).backoff = 0.0
-        container.state.restart_count = 0
-        await start_locked(deps, container)
+        await start_afresh(deps, container)
+
+
+async def start_afresh(deps: Deps, container: Container) -> None:
+    """As `start_locked`, for a user: its restart policy begins to count anew. Conflict when it is being removed."""
+    if container.state.status in (Status.REMOVING, Status.DEAD):
+        raise Conflict("container is marked for removal and cannot be started")
+    deps.live_of(container).backoff = 0.0
+    container.state.restart_count = 0
+    await start_locked(deps, container)
 
 
 async def start_locked(deps: Deps, container: Container) -> None:
-    """Start a container that does not run; its lock is held by the caller."""
+    """Start a container that does not run; its lock is held by the caller. Raises WherryErrors only."""
     live = deps.live_of(container)
     try:
         async with AsyncExitStack() as undo:
@@ -57,6 +66,10 @@ async def start_locked(deps: Deps, container: Container) -> None:
     except WherryError as exc:
         await _note_failure(deps, container, live, exc)
         raise
+    except OSError as exc:
+        failure = Failed(f"cannot start container {container.name}: {exc}")
+        await _note_failure(deps, container, live, failure)
+        raise failure from exc
     for point in container.mounts:
         if point.type == "volume":
             deps.volumes.mounted(point.name, container.id, destination=point.destination, rw=point.rw)
@@ -90,7 +103,7 @@ async def _create_process(deps: Deps, container: Container, live: Live, undo: As
             session.streams.set_result(streams)
     live.pending.clear()
 
-    undo.push_async_callback(_take_back, deps, container, live)
+    undo.push_async_callback(_take_back, deps, container, live, replace(container.state))
     _mark_running(container, live, shim, sandbox)
     await deps.store.save(container)
     for endpoint in sandbox.endpoints:
@@ -109,12 +122,11 @@ def _mark_running(container: Container, live: Live, shim: Shim, sandbox: Sandbox
     live.ended.clear()
 
 
-async def _take_back(deps: Deps, container: Container, live: Live) -> None:
-    """The process was there but could not be let go: back to a container that does not run."""
+async def _take_back(deps: Deps, container: Container, live: Live, before: State) -> None:
+    """The process was there but could not be let go: back to what the container was."""
     live.shim = None
     live.ended.set()
-    container.state.move(Status.EXITED)
-    container.state.pid = container.state.pid_start = 0
+    container.state = before
     container.endpoints, container.ports = (), ()
     await deps.store.save(container)
 
@@ -146,10 +158,13 @@ def _publish_network(deps: Deps, container: Container, network: str, network_id:
 
 async def _note_failure(deps: Deps, container: Container, live: Live, error: WherryError) -> None:
     """What inspect shows of a failed start; sessions that waited for it end, and --rm takes the container away."""
+    live.give_up_pending()
     container.state.error = error.message
     container.state.exit_code = exit_code_of(error.message)
-    await deps.store.save(container)
-    live.give_up_pending()
+    try:
+        await deps.store.save(container)
+    except WherryError as exc:  # never over the first error
+        log.warning("the failed start of container %s is not noted: %s", container.name, exc.message)
     if container.host_config.auto_remove:
         await exits.auto_remove(deps, container)
 

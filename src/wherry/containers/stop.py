@@ -10,7 +10,7 @@ from wherry.containers.live import WaitResult
 from wherry.containers.record import Container, Status
 from wherry.containers.signals import parse_signal
 from wherry.errors import Conflict, Failed, NotFound, NotModified
-from wherry.runtime.shim_client import Shim, Unreachable
+from wherry.runtime.shim_client import Unreachable
 
 DEFAULT_TIMEOUT = 10  # s, between the stop signal and SIGKILL
 LAST_RESORT = 30  # s, for a process to die of SIGKILL (uninterruptible I/O, a frozen disk)
@@ -33,16 +33,10 @@ async def kill(deps: Deps, name: str, *, signal: str | None = None) -> None:
     """Send one signal (SIGKILL by default) to the container's main process."""
     container = deps.store.resolve(name)
     number = parse_signal(signal or "KILL")
-    shim = deps.live_of(container).shim
-    if not container.running or shim is None:
-        raise Conflict(f"cannot kill container: {name}: container {container.id} is not running")
-    if _ends(container, number):
-        container.state.stopped_by_user = True
-    try:
-        await _send(container, shim, number)
-    except (NotFound, Unreachable):
-        raise Conflict(f"cannot kill container: {name}: container {container.id} is not running") from None
-    deps.publish(container, "kill", signal=str(number))
+    stops = number in (signals.SIGKILL, parse_signal(signal_of(container)))
+    async with deps.locks(container.id):
+        if not container.running or not await _send(deps, container, number, stops=stops):
+            raise Conflict(f"cannot kill container: {name}: container {container.id} is not running")
 
 
 async def cancel_restart(deps: Deps, container: Container) -> None:
@@ -69,38 +63,49 @@ async def end_now(deps: Deps, container: Container) -> None:
 
 async def end(deps: Deps, container: Container, number: int, seconds: int, *, keep: bool = False) -> None:
     """Signal, wait, SIGKILL, wait. `keep`: an auto-remove container survives this one exit."""
-    live = deps.live_of(container)
-    shim = live.shim
-    if shim is None:
+    ended = deps.live_of(container).ended
+    await _interrupt(deps, container, number, keep=keep)
+    if await _ended(ended, None if seconds < 0 else seconds):
         return
-    container.state.stopped_by_user = True
-    live.keep_after_exit = keep
-    with suppress(NotFound, Unreachable):  # it has just ended by itself
-        await _send(container, shim, number)
-        deps.publish(container, "kill", signal=str(number))
-    if await _ended(live.ended, None if seconds < 0 else seconds):
-        return
-    with suppress(NotFound, Unreachable):
-        await _send(container, shim, signals.SIGKILL)
-        deps.publish(container, "kill", signal=str(int(signals.SIGKILL)))
-    if not await _ended(live.ended, LAST_RESORT):
+    await _interrupt(deps, container, signals.SIGKILL, keep=keep)
+    if not await _ended(ended, LAST_RESORT):
         raise Failed(
             f"cannot stop container {container.name}: its process {container.state.pid} did not end within "
             f"{LAST_RESORT} seconds of SIGKILL; it may hang in the kernel on a device or a network file system"
         )
 
 
-async def _send(container: Container, shim: Shim, number: int) -> None:
-    """Signal the init process; a frozen one is thawed when the signal is meant to end it, as in Docker."""
-    paused = container.state.status is Status.PAUSED
-    await shim.kill(number)
-    if paused and _ends(container, number):
+async def _interrupt(deps: Deps, container: Container, number: int, *, keep: bool) -> None:
+    async with deps.locks(container.id):
+        if container.running:
+            deps.live_of(container).keep_after_exit = keep
+            await _send(deps, container, number, stops=True)
+
+
+async def _send(deps: Deps, container: Container, number: int, *, stops: bool) -> bool:
+    """Signal the init process of a running container, whose lock is held; False when it has just ended by itself.
+
+    After one that is to stop it, its restart policy leaves it alone, and a frozen one is thawed, as in Docker.
+    """
+    shim = deps.live_of(container).shim
+    if shim is None:
+        raise Failed(f"cannot signal container {container.name}: nothing watches over its process any more")
+    if stops and not container.state.stopped_by_user:
+        container.state.stopped_by_user = True
+        if container.host_config.restart_policy.name not in ("", "no"):
+            await deps.store.save(container)  # for a daemon that comes to know of the exit later
+    try:
+        await shim.kill(number)
+    except (NotFound, Unreachable):
+        return False
+    deps.publish(container, "kill", signal=str(number))
+    if stops and container.state.status is Status.PAUSED:
         with suppress(NotFound, Conflict, Unreachable):  # v2 kills a frozen process at once
             await shim.resume()
-
-
-def _ends(container: Container, number: int) -> bool:
-    return number in (signals.SIGKILL, parse_signal(signal_of(container)))
+            container.state.move(Status.RUNNING)
+            await deps.store.save(container)
+            deps.publish(container, "unpause")
+    return True
 
 
 async def _ended(ended: asyncio.Event, seconds: int | None) -> bool:
