@@ -42,12 +42,12 @@ async def finish(deps: Deps, container: Container, exit_: Exit, *, start: Starte
     started, endpoints = container.state.started_at, container.endpoints
     again = should_restart(container, exit_.code)
     container.state.restart_count += again
-    await deps.networks.release(container.id)
+    await _tried(deps.networks.release(container.id), container)
     _mark_ended(container, exit_, Status.RESTARTING if again else Status.EXITED)
     removes = container.host_config.auto_remove and not live.keep_after_exit
     live.keep_after_exit = False
     if not removes:  # else the next row written is its removal: one commit less on the way out
-        await deps.store.save(container)
+        await _tried(deps.store.save(container), container)
     if exit_.oom_killed:
         deps.publish(container, "oom")
     seconds = max(0, container.state.finished_at - started) // 10**9
@@ -65,17 +65,28 @@ async def finish(deps: Deps, container: Container, exit_: Exit, *, start: Starte
         if point.type == "volume":
             deps.volumes.unmounted(point.name, container.id)
     live.ended.set()
-    if again:
-        live.backoff = _next_delay(live.backoff, container.state.finished_at - started)
-        live.restart = deps.background.spawn(
-            _restart_later(deps, container, live.backoff, start), name=f"restart of {container.id[:12]}"
-        )
-        return
     live.finish_exit(WaitResult(exit_.code, exit_.error or None))
-    if removes:
+    if again:
+        restart_later(deps, container, ran=container.state.finished_at - started, start=start)
+    elif removes:
         await auto_remove(deps, container)
     else:
-        deps.background.spawn(deps.shims.forget(container.id), name=f"tidying up after {container.id[:12]}")
+        deps.background.spawn(_tidy(deps, container), name=f"tidying up after {container.id[:12]}")
+
+
+async def _tried(step: Awaitable[None], container: Container) -> None:
+    """A step whose failure must not keep the world from learning of the exit."""
+    try:
+        await step
+    except (WherryError, OSError):
+        log.exception("the exit of container %s is not dealt with wholly", container.name)
+
+
+async def _tidy(deps: Deps, container: Container) -> None:
+    """Remove what the run has left. Under the lock: a new run would have the same directory."""
+    async with deps.locks(container.id):
+        if deps.store.get(container.id) is container and not container.running:
+            await deps.shims.forget(container.id)
 
 
 def _mark_ended(container: Container, exit_: Exit, status: Status) -> None:
@@ -108,6 +119,15 @@ def _next_delay(last: float, ran: int) -> float:
     return min(last * 2, LONGEST_DELAY)
 
 
+def restart_later(deps: Deps, container: Container, *, ran: int, start: Starter) -> None:
+    """Start a RESTARTING container again after a while; `ran` is how long its last run was (ns)."""
+    live = deps.live_of(container)
+    live.backoff = _next_delay(live.backoff, ran)
+    live.restart = deps.background.spawn(
+        _restart_later(deps, container, live.backoff, start), name=f"restart of {container.id[:12]}"
+    )
+
+
 async def _restart_later(deps: Deps, container: Container, delay: float, start: Starter) -> None:
     await asyncio.sleep(delay)
     async with deps.locks(container.id):
@@ -119,7 +139,7 @@ async def _restart_later(deps: Deps, container: Container, delay: float, start: 
         except WherryError as exc:
             log.warning("cannot restart container %s: %s", container.name, exc.message)
             container.state.move(Status.EXITED)
-            await deps.store.save(container)
+            await _tried(deps.store.save(container), container)
             deps.live_of(container).finish_exit(WaitResult(container.state.exit_code, exc.message))
 
 
