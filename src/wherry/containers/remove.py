@@ -1,5 +1,6 @@
 """rm: a container and all that is only its own disappears; its name is free again."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -9,9 +10,11 @@ from wherry.containers.live import WaitResult
 from wherry.containers.record import Container, Status
 from wherry.containers.stop import end_now
 from wherry.digest import ChainID
-from wherry.errors import Conflict, NotFound, NotSupported
+from wherry.errors import Conflict, NotFound, NotSupported, WherryError
 from wherry.ids import ContainerID
 from wherry.images.garbage import release
+
+log = logging.getLogger(__name__)
 
 
 async def remove(deps: Deps, name: str, *, force: bool = False, volumes: bool = False, link: bool = False) -> None:
@@ -26,18 +29,24 @@ async def remove(deps: Deps, name: str, *, force: bool = False, volumes: bool = 
 
 
 async def _remove(deps: Deps, container: Container, name: str, *, force: bool, volumes: bool) -> None:
-    if container.running or container.state.status is Status.RESTARTING:
-        if not force:
-            raise Conflict(_refusal(container))
-        await end_now(deps, container)
-    async with deps.locks(container.id):
-        if deps.store.get(container.id) is None:
-            if container.host_config.auto_remove:
-                return  # it went away by itself when it ended
-            raise NotFound(f"No such container: {name}")
-        if container.running:
-            raise Conflict(_refusal(container))
-        await remove_locked(deps, container, volumes=volumes)
+    while True:
+        if _is_up(container):
+            if not force:
+                raise Conflict(_refusal(container))
+            await end_now(deps, container)
+        async with deps.locks(container.id):
+            if deps.store.get(container.id) is None:
+                if container.host_config.auto_remove:
+                    return  # it went away by itself when it ended
+                raise NotFound(f"No such container: {name}")
+            if not _is_up(container):
+                await remove_locked(deps, container, volumes=volumes)
+                return
+            # else another verb has started it meanwhile
+
+
+def _is_up(container: Container) -> bool:
+    return container.running or container.state.status is Status.RESTARTING
 
 
 def _refusal(container: Container) -> str:
@@ -58,13 +67,25 @@ async def remove_locked(deps: Deps, container: Container, *, volumes: bool) -> N
     await deps.store.save(container)
     try:
         await discard(deps, container, volumes=volumes)
-    except BaseException:
-        container.state.move(Status.DEAD)
-        await deps.store.save(container)
+    except BaseException as exc:
+        if deps.store.get(container.id) is not None:  # else only the news of its end were cut off
+            await _leave_dead(deps, container, exc)
         raise
     deps.publish(container, "destroy")
     live.finish_removal(WaitResult(container.state.exit_code))
     deps.live.forget(container)
+
+
+async def _leave_dead(deps: Deps, container: Container, error: BaseException) -> None:
+    """The removal failed half-way: it can be tried again, and nobody waits for it in vain."""
+    container.state.move(Status.DEAD)
+    deps.live_of(container).finish_removal(
+        WaitResult(container.state.exit_code, f"cannot remove container {container.name}: {error}")
+    )
+    try:
+        await deps.store.save(container)
+    except WherryError as exc:  # never over the first error; the next start tries again
+        log.warning("the failed removal of container %s is not noted: %s", container.name, exc.message)
 
 
 async def discard(deps: Deps, container: Container, *, volumes: bool) -> None:
