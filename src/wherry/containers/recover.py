@@ -13,7 +13,7 @@ from wherry.containers import exits
 from wherry.containers.deps import Deps
 from wherry.containers.record import Container, Status
 from wherry.containers.remove import discard, remove_tree
-from wherry.containers.start import start_locked
+from wherry.containers.start import start_afresh, start_locked
 from wherry.errors import WherryError
 from wherry.ids import ContainerID
 from wherry.runtime.shim_client import Exit, Shim
@@ -26,17 +26,19 @@ KILLED = 137  # exit code of a container whose end nobody saw: 128 + SIGKILL
 async def recover(deps: Deps) -> None:
     """Called once, before the API is served."""
     await _finish_half_done(deps)
-    outcomes = {container.id: await _adopt(deps, container) for container in deps.store.all()}
+    whole = [each for each in deps.store.all() if each.complete and each.state.status is not Status.DEAD]
+    outcomes = {container.id: await _adopt(deps, container) for container in whole}
     await _drop_strays(deps)
-    running = {
-        container.id: container.ports for container in deps.store.all() if isinstance(outcomes[container.id], Shim)
-    }
-    await deps.networks.start(running)
-    for container in deps.store.all():
+    await deps.networks.start({each.id: each.ports for each in whole if isinstance(outcomes[each.id], Shim)})
+    for container in whole:
         async with deps.locks(container.id):
-            await _apply(deps, container, outcomes[container.id])
-    for container in deps.store.all():
-        await _bring_up(deps, container)
+            try:
+                await _apply(deps, container, outcomes[container.id])
+            except (WherryError, OSError):  # one container's trouble is not the others'
+                log.exception("cannot recover container %s", container.name)
+    for container in whole:
+        async with deps.locks(container.id):
+            await _bring_up(deps, container)
 
 
 async def _finish_half_done(deps: Deps) -> None:
@@ -50,10 +52,14 @@ async def _finish_half_done(deps: Deps) -> None:
 async def _try_discard(deps: Deps, container: Container, *, volumes: bool) -> None:
     log.info("removing container %s, which was left half-done", container.name)
     try:
-        await deps.shims.adopt(container.id)
+        outcome = await deps.shims.adopt(container.id)
+        if isinstance(outcome, Shim):
+            await outcome.destroy()
         await discard(deps, container, volumes=volumes)
     except (WherryError, OSError) as exc:
         log.warning("cannot remove half-done container %s: %s", container.name, exc)
+        if container.state.status is Status.REMOVING:
+            container.state.move(Status.DEAD)  # so that it can be removed by hand
 
 
 async def _adopt(deps: Deps, container: Container) -> Shim | Exit | None:
@@ -69,13 +75,12 @@ async def _adopt(deps: Deps, container: Container) -> Shim | Exit | None:
 
 async def _apply(deps: Deps, container: Container, outcome: Shim | Exit | None) -> None:
     live, state = deps.live_of(container), container.state
-    was_up = container.running or state.status is Status.RESTARTING
     if isinstance(outcome, Shim):
         live.shim = outcome
         live.ended.clear()
         if not container.running:  # it was let go, and the daemon ended before it could say so
             state.move(Status.RUNNING)
-            state.started_at = state.started_at or time.time_ns()
+            state.started_at = time.time_ns()
         if outcome.paused != (state.status is Status.PAUSED):
             state.move(Status.PAUSED if outcome.paused else Status.RUNNING)
         state.pid, state.pid_start = outcome.pid, outcome.pid_start
@@ -87,9 +92,9 @@ async def _apply(deps: Deps, container: Container, outcome: Shim | Exit | None) 
         if not container.running:
             state.move(Status.RUNNING)  # a whole run nobody saw
         await exits.finish(deps, container, outcome, start=start_locked)
-    elif was_up:
-        if state.status is Status.RESTARTING:
-            state.move(Status.RUNNING)
+    elif state.status is Status.RESTARTING:
+        exits.restart_later(deps, container, ran=0, start=start_locked)
+    elif container.running:
         gone = Exit(code=KILLED, at=time.time_ns(), oom_killed=False, error="")
         await exits.finish(deps, container, gone, start=start_locked)
     else:
@@ -116,14 +121,17 @@ def _unknown(deps: Deps, names: Iterable[str]) -> list[str]:
 
 
 async def _bring_up(deps: Deps, container: Container) -> None:
-    """Restart policies at daemon start: `always` even after a stop, `unless-stopped` only if it was not stopped."""
+    """Restart policies at daemon start: `always` even after a stop, `unless-stopped` only if it was not stopped.
+
+    An auto-remove container that was kept for a restart which did not come goes now.
+    """
     policy, state = container.host_config.restart_policy.name, container.state
-    if state.status is not Status.EXITED or not state.started_at:
+    if state.status is not Status.EXITED:
         return
-    if policy == "always" or (policy == "unless-stopped" and not state.stopped_by_user):
-        async with deps.locks(container.id):
-            if not container.running:
-                try:
-                    await start_locked(deps, container)
-                except WherryError as exc:
-                    log.warning("cannot start container %s: %s", container.name, exc.message)
+    if container.host_config.auto_remove:
+        await exits.auto_remove(deps, container)
+    elif state.started_at and (policy == "always" or (policy == "unless-stopped" and not state.stopped_by_user)):
+        try:
+            await start_afresh(deps, container)
+        except WherryError as exc:
+            log.warning("cannot start container %s: %s", container.name, exc.message)
