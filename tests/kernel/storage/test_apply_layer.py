@@ -439,7 +439,8 @@ def test_some_space_stays_free(tmp_path, kit):
 
 def test_nothing_is_left_behind_by_success_or_failure(target, kit):
     def held() -> tuple[set[str], int, str, set[str]]:
-        children = {pid for task in Path("/proc/self/task").iterdir() for pid in (task / "children").read_text().split()}
+        tasks = Path("/proc/self/task").iterdir()
+        children = {pid for task in tasks for pid in (task / "children").read_text().split()}
         mounts = Path("/proc/self/mountinfo").read_text()
         return set(os.listdir("/proc/self/fd")), threading.active_count(), mounts, children
 
