@@ -99,7 +99,7 @@ class Client(threading.Thread):
                 self._enough.wait(0.05)
 
     def _fate(self) -> tuple[str, Fate, str]:
-        code = self._choose.randrange(1, 100)
+        code = self._choose.randrange(2, 100)  # 1 is what the CLI itself ends with
         name = f"{self.kind}{self.number}-{self._rounds}"
         fate = self.book.fates[name] = self._mine[name] = Fate(code)
         return name, fate, script(code, self._choose.choice((0, 0.1, 0.4)))
@@ -196,7 +196,7 @@ class Client(threading.Thread):
 
     def _exec(self) -> bool:
         """exec in a container that never ends. 255 without a word is the CLI's way to say that the daemon is gone."""
-        code = self._choose.randrange(1, 100)
+        code = self._choose.randrange(2, 100)  # 1 is what the CLI itself ends with
         done = self.engine.docker("exec", "anchor", "sh", "-c", f"echo here; exit {code}", check=False)
         if done.code == code:
             if done.out != "here\n":
