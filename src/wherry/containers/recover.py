@@ -91,6 +91,7 @@ async def _apply(deps: Deps, container: Container, outcome: Shim | Exit | None) 
     elif isinstance(outcome, Exit) and (container.running or outcome.at > state.finished_at):
         if not container.running:
             state.move(Status.RUNNING)  # a whole run nobody saw
+            state.started_at = outcome.at
         await exits.finish(deps, container, outcome, start=start_locked)
     elif state.status is Status.RESTARTING:
         exits.restart_later(deps, container, ran=0, start=start_locked)
@@ -99,6 +100,9 @@ async def _apply(deps: Deps, container: Container, outcome: Shim | Exit | None) 
         await exits.finish(deps, container, gone, start=start_locked)
     else:
         await deps.shims.forget(container.id)
+        if container.endpoints or container.ports:  # of a start that did not come to its end
+            container.endpoints, container.ports = (), ()
+            await deps.store.save(container)
 
 
 async def _drop_strays(deps: Deps) -> None:

@@ -62,6 +62,8 @@ async def start_locked(deps: Deps, container: Container) -> None:
         async with AsyncExitStack() as undo:
             shim = await _create_process(deps, container, live, undo)
             await shim.start()
+            _mark_running(container, live, shim)
+            await deps.store.save(container)
             undo.pop_all()  # started: nothing to undo
     except WherryError as exc:
         await _note_failure(deps, container, live, exc)
@@ -78,7 +80,11 @@ async def start_locked(deps: Deps, container: Container) -> None:
 
 
 async def _create_process(deps: Deps, container: Container, live: Live, undo: AsyncExitStack) -> Shim:
-    """Everything up to the process that waits to be let go, and the row that says RUNNING."""
+    """Everything up to the process that waits to be let go.
+
+    The row then tells what the process has, not that it runs: should the daemon die now, the shim takes the process
+    along and nothing has run; should it die after letting go, recovery finds the shim or its exit.
+    """
     await deps.shims.forget(container.id)  # the shim of the last run may still be tidying up
     await settle(prepare_binds, container.mounts)
 
@@ -104,20 +110,19 @@ async def _create_process(deps: Deps, container: Container, live: Live, undo: As
     live.pending.clear()
 
     undo.push_async_callback(_take_back, deps, container, live, replace(container.state))
-    _mark_running(container, live, shim, sandbox)
+    container.endpoints, container.ports = sandbox.endpoints, sandbox.ports
     await deps.store.save(container)
     for endpoint in sandbox.endpoints:
         _publish_network(deps, container, endpoint.network, endpoint.network_id, "connect")
     return shim
 
 
-def _mark_running(container: Container, live: Live, shim: Shim, sandbox: Sandbox) -> None:
+def _mark_running(container: Container, live: Live, shim: Shim) -> None:
     state = container.state
     state.move(Status.RUNNING)
     state.pid, state.pid_start = shim.pid, shim.pid_start
     state.started_at = time.time_ns()
     state.error, state.oom_killed, state.stopped_by_user = "", False, False
-    container.endpoints, container.ports = sandbox.endpoints, sandbox.ports
     live.shim = shim
     live.ended.clear()
 
