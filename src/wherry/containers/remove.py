@@ -64,8 +64,8 @@ async def remove_locked(deps: Deps, container: Container, *, volumes: bool) -> N
     if live.restart is not None:
         live.restart.cancel()
     container.state.move(Status.REMOVING)
-    await deps.store.save(container)
     try:
+        await deps.store.save(container)
         await discard(deps, container, volumes=volumes)
     except BaseException as exc:
         if deps.store.get(container.id) is not None:  # else only the news of its end were cut off
