@@ -28,7 +28,7 @@ from wherry.ids import ContainerID, generate
 from wherry.kernel.mount import Mount
 from wherry.network.endpoint import Endpoint, Port
 from wherry.network.networks import NetworkConfig, Sandbox, SandboxRequest
-from wherry.runtime.shim_client import Exit, RuntimeSpec, ShimSpec
+from wherry.runtime.shim_client import Exit, RuntimeSpec, Shim, ShimSpec
 from wherry.spec.engine import ContainerConfig, CreateContainer, HostConfig, NetworkingConfig, RestartPolicy
 from wherry.state import Change
 from wherry.state import State as Database
@@ -167,10 +167,10 @@ class StepNetworks:
         self.connected.discard(container_id)
 
 
-class LifeShim:
+class LifeShim(Shim):
     """The shim of one run. Its process obeys signals unless it is `deaf` to all but SIGKILL, and not while frozen."""
 
-    def __init__(self, owner: "StepShims", container_id: str, *, started: bool = False) -> None:
+    def __init__(self, owner: "StepShims", container_id: str, *, started: bool = False) -> None:  # not Shim's own
         self.owner, self.id = owner, container_id
         self.pid, self.pid_start = 4000 + len(owner.made), 77
         self.started, self.paused, self.deaf = started, False, False
