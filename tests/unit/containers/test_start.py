@@ -18,7 +18,7 @@ from wherry.containers.wait import register
 from wherry.errors import Conflict, Failed, InvalidParameter, NotFound, NotModified, Unavailable
 from wherry.spec.engine import HostConfig, Mount
 
-STEPS = ["connect", "create process", "attach", "write containers", "start"]
+STEPS = ["connect", "create process", "attach", "write containers", "start", "write containers"]
 
 
 @pytest.fixture
@@ -50,16 +50,20 @@ async def test_a_started_container_runs_and_says_so(world: LifeWorld) -> None:
     assert not any("netns" in each for each in world.held())  # ours is closed: the shim has its own
 
 
-async def test_the_row_says_running_before_the_process_is_let_go(world: LifeWorld) -> None:
+async def test_the_row_says_running_only_once_the_process_is_let_go(world: LifeWorld) -> None:
     container = await world.create("web")
     reached, go_on = world.steps.hold("start")
     starting = asyncio.create_task(start(world.deps, "web"))
     await reached.wait()
     stored = world.stored(container)
     assert stored is not None
-    assert (stored.state.status, stored.state.pid) == (Status.RUNNING, world.shims.last.pid)
+    assert (stored.state.status, stored.endpoints) == (Status.CREATED, container.endpoints)
+    assert container.endpoints
     go_on.set()
     await starting
+    stored = world.stored(container)
+    assert stored is not None
+    assert (stored.state.status, stored.state.pid) == (Status.RUNNING, world.shims.last.pid)
 
 
 async def test_a_waiting_client_is_attached_before_the_process_runs(world: LifeWorld) -> None:
