@@ -54,6 +54,7 @@ class Steps:
         self.taken: list[str] = []
         self.fail_at: int | None = None  # number of the step that fails, once
         self.failing: dict[str, Exception] = {}  # steps that fail every time
+        self.notice: Callable[[str], None] = lambda name: None  # called at each step, maybe from a thread
         self.gates: dict[str, asyncio.Event] = {}  # steps that wait
         self.reached: dict[str, asyncio.Event] = {}
 
@@ -64,6 +65,7 @@ class Steps:
     def take(self, name: str) -> None:
         number = len(self.taken)
         self.taken.append(name)
+        self.notice(name)
         if number == self.fail_at:
             self.fail_at = None
             raise Unavailable(f"{name} cannot be done")

@@ -79,8 +79,7 @@ async def _apply(deps: Deps, container: Container, outcome: Shim | Exit | None) 
         live.shim = outcome
         live.ended.clear()
         if not container.running:  # it was let go, and the daemon ended before it could say so
-            state.move(Status.RUNNING)
-            state.started_at = time.time_ns()
+            _note_start(container, time.time_ns())
         if outcome.paused != (state.status is Status.PAUSED):
             state.move(Status.PAUSED if outcome.paused else Status.RUNNING)
         state.pid, state.pid_start = outcome.pid, outcome.pid_start
@@ -90,8 +89,7 @@ async def _apply(deps: Deps, container: Container, outcome: Shim | Exit | None) 
         )
     elif isinstance(outcome, Exit) and (container.running or outcome.at > state.finished_at):
         if not container.running:
-            state.move(Status.RUNNING)  # a whole run nobody saw
-            state.started_at = outcome.at
+            _note_start(container, outcome.at)  # a whole run nobody saw
         await exits.finish(deps, container, outcome, start=start_locked)
     elif state.status is Status.RESTARTING:
         exits.restart_later(deps, container, ran=0, start=start_locked)
@@ -100,9 +98,17 @@ async def _apply(deps: Deps, container: Container, outcome: Shim | Exit | None) 
         await exits.finish(deps, container, gone, start=start_locked)
     else:
         await deps.shims.forget(container.id)
-        if container.endpoints or container.ports:  # of a start that did not come to its end
-            container.endpoints, container.ports = (), ()
-            await deps.store.save(container)
+    if not container.running and (container.endpoints or container.ports):  # of a start that did not come to its end
+        container.endpoints, container.ports = (), ()
+        await deps.store.save(container)
+
+
+def _note_start(container: Container, at: int) -> None:
+    """What the last daemon did not come to record; what the record says of the run before is over."""
+    state = container.state
+    state.move(Status.RUNNING)
+    state.started_at = at
+    state.error, state.oom_killed, state.stopped_by_user = "", False, False
 
 
 async def _drop_strays(deps: Deps) -> None:

@@ -72,6 +72,10 @@ async def start_locked(deps: Deps, container: Container) -> None:
         failure = Failed(f"cannot start container {container.name}: {exc}")
         await _note_failure(deps, container, live, failure)
         raise failure from exc
+    try:
+        await _attach_waiting(live, shim)  # those that came while it was being let go
+    except (WherryError, OSError):
+        live.give_up_pending()  # it has ended already
     for point in container.mounts:
         if point.type == "volume":
             deps.volumes.mounted(point.name, container.id, destination=point.destination, rw=point.rw)
@@ -103,11 +107,7 @@ async def _create_process(deps: Deps, container: Container, live: Live, undo: As
         shim = await deps.shims.create(shim_spec(deps, container), netns=sandbox.netns)
 
     undo.push_async_callback(shim.destroy)
-    for session in live.pending:
-        if not session.streams.done():
-            streams = await shim.attach(stdin=session.stdin, stdout=session.stdout, stderr=session.stderr)
-            session.streams.set_result(streams)
-    live.pending.clear()
+    await _attach_waiting(live, shim)
 
     undo.push_async_callback(_take_back, deps, container, live, replace(container.state))
     container.endpoints, container.ports = sandbox.endpoints, sandbox.ports
@@ -115,6 +115,16 @@ async def _create_process(deps: Deps, container: Container, live: Live, undo: As
     for endpoint in sandbox.endpoints:
         _publish_network(deps, container, endpoint.network, endpoint.network_id, "connect")
     return shim
+
+
+async def _attach_waiting(live: Live, shim: Shim) -> None:
+    """Connect the sessions that were opened before there was a process."""
+    while live.pending:
+        session = live.pending[0]
+        if not session.streams.done():
+            streams = await shim.attach(stdin=session.stdin, stdout=session.stdout, stderr=session.stderr)
+            session.streams.set_result(streams)
+        live.pending.remove(session)
 
 
 def _mark_running(container: Container, live: Live, shim: Shim) -> None:

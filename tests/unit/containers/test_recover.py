@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from containerkit.life import NOW, REMOVES_ITSELF, LifeWorld, restart, until
+from containerkit.life import ENDPOINT, NOW, PORT, REMOVES_ITSELF, LifeWorld, restart, until
 from wherry.containers.record import Container, MountPoint, Status
 from wherry.containers.recover import KILLED, recover
 from wherry.containers.remove import remove
@@ -127,6 +127,39 @@ async def test_a_restart_that_had_begun_goes_on(world: LifeWorld) -> None:
     container = await recovered(world, Status.RESTARTING, GOES_ON, host=restart("always"))
     assert container.running
     assert world.live(container).restart is None
+
+
+@pytest.mark.parametrize("found", [WAITS, NOTHING])
+@pytest.mark.parametrize("row", [Status.CREATED, Status.EXITED, Status.RESTARTING])
+async def test_a_start_that_did_not_happen_leaves_no_address(world: LifeWorld, row: Status, found: str) -> None:
+    """The row tells what the process will have, for a daemon that dies after letting it go."""
+    container = world.record(row, host=restart("on-failure"))
+    container.endpoints, container.ports = (ENDPOINT,), (PORT,)
+    await left(world, container, found)
+    await recover(world.deps)
+    container = world.store.resolve("web")
+    assert container.state.status is row
+    assert (container.endpoints, container.ports) == ((), ())
+    assert world.stored(container) == container
+
+
+@pytest.mark.parametrize("found", [GOES_ON, ENDED])
+async def test_a_run_that_was_not_recorded_is_a_run_like_any_other(world: LifeWorld, found: str) -> None:
+    """The daemon died between letting the process go and saying so: what the last run left is over."""
+    container = world.record(Status.EXITED, host=restart("unless-stopped"), stopped_by_user=True, error="old")
+    container.endpoints, container.ports = (ENDPOINT,), (PORT,)
+    await left(world, container, found)
+    await recover(world.deps)
+    container = world.store.resolve("web")
+    assert container.state.started_at > SEEN
+    assert (container.state.stopped_by_user, container.state.error) == (False, "")
+    if found == GOES_ON:
+        assert world.networks.running == {container.id: (PORT,)}
+        assert (container.running, container.ports) == (True, (PORT,))
+    else:
+        assert container.state.status is Status.RESTARTING
+        die = next(event for event in world.events.past(0, 1 << 63) if event.action == "die")
+        assert die.attributes["execDuration"] == "0"
 
 
 async def test_a_frozen_process_is_a_paused_container(world: LifeWorld) -> None:

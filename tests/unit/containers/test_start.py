@@ -75,6 +75,23 @@ async def test_a_waiting_client_is_attached_before_the_process_runs(world: LifeW
     assert world.live(container).pending == []
 
 
+@pytest.mark.parametrize("step", ["write containers", "start"])
+async def test_a_client_that_comes_while_the_process_is_being_let_go_is_attached(world: LifeWorld, step: str) -> None:
+    container = await world.create("web")
+    sessions: list[PendingAttach] = []
+    loop = asyncio.get_running_loop()
+
+    def come(name: str) -> None:
+        if name == step and not sessions:
+            loop.call_soon_threadsafe(lambda: sessions.append(waiting_client(world, container)))
+
+    world.steps.notice = come
+    await start(world.deps, "web")
+    assert sessions[0].streams.done()
+    assert sessions[0].streams.result() is not None
+    assert world.live(container).pending == []
+
+
 async def test_start_takes_these_steps(world: LifeWorld) -> None:
     waiting_client(world, await world.create("web"))
     world.steps.clear()
