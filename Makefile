@@ -31,7 +31,7 @@ check: install
 	$(VENV)/ruff check .
 	$(VENV)/mypy
 	$(VENV)/lint-imports --no-logo
-	$(VENV)/pytest -q tests/unit tests/api
+	$(VENV)/pytest -q tests/unit
 
 format: install
 	$(VENV)/ruff format .

@@ -97,8 +97,9 @@ class Demo:
 
     def shell(self, image: str) -> None:
         say("You are in the container; `exit` ends it")
+        program = "/bin/bash" if image == "debian" else "sh"
         with contextlib.suppress(Failed):  # the shell's exit code is the user's own
-            self.show_on_terminal("run", "-i", "-t", "--rm", "--name", f"{NAME}-shell", image, "sh")
+            self.show_on_terminal("run", "-i", "-t", "--rm", "--name", f"{NAME}-shell", image, program)
 
     def remove(self) -> list[str]:
         """Containers and images of the demo, whether or not it came to its end. Returns the ids there were."""
