@@ -19,7 +19,16 @@ log = logging.getLogger(__name__)
 
 async def settle(func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `func` in a thread and wait for its end; a cancellation is delivered after the thread has finished."""
-    future = asyncio.get_running_loop().run_in_executor(None, functools.partial(func, *args, **kwargs))
+    return await _outlast(asyncio.get_running_loop().run_in_executor(None, functools.partial(func, *args, **kwargs)))
+
+
+async def finish(work: Coroutine[object, object, T]) -> T:
+    """Run `work` to its end even when the caller is cancelled meanwhile: for changes that must not stop half-way."""
+    return await _outlast(asyncio.ensure_future(work))
+
+
+async def _outlast(future: asyncio.Future[T]) -> T:
+    """The result of `future`, awaited through any cancellation of the caller, which is delivered afterwards."""
     cancelled: asyncio.CancelledError | None = None
     while not future.done():
         try:
@@ -29,30 +38,11 @@ async def settle(func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
                 raise
             cancelled = exc
         except BaseException:
-            break  # the thread's own exception: raised from result() below
+            break  # the future's own exception: raised from result() below
     if cancelled is not None:
         future.exception()  # retrieved, so that it is not reported as never looked at
         raise cancelled
     return future.result()
-
-
-async def finish(work: Coroutine[object, object, T]) -> T:
-    """Run `work` to its end even when the caller is cancelled meanwhile: for changes that must not stop half-way."""
-    task = asyncio.ensure_future(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as exc:
-            if task.cancelled():
-                raise
-            cancelled = exc
-        except BaseException:
-            break  # the work's own exception: raised from result() below
-    if cancelled is not None:
-        task.exception()  # retrieved, so that it is not reported as never looked at
-        raise cancelled
-    return task.result()
 
 
 class KeyedLock:
