@@ -351,6 +351,18 @@ def test_a_tree_arrives_with_modes_and_links(tmp_path: Path) -> None:
     new.chmod(0o755)
 
 
+def test_a_link_in_an_archive_is_replaced_and_not_written_through(tmp_path: Path) -> None:
+    from wherry.cli.commands.cp import Target
+
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    inside.mkdir()
+    outside.write_text("kept")
+    entries = [(member("src"), b""), (member("src", tarfile.SYMTYPE, str(outside)), b""), (member("src"), b"new")]
+    unpack(iter([archive_of(*entries)]), "src", Target(str(inside), "src"), keep_owner=False)
+    assert outside.read_text() == "kept"
+    assert (inside / "src").read_text() == "new"
+
+
 @pytest.mark.parametrize(
     "hostile",
     [

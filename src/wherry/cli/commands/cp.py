@@ -180,6 +180,16 @@ class ChunkReader:
         return data
 
 
+def inside(name: str, directory: str) -> str:
+    """The path of `name` below `directory`; raises Failure when it, or a link on its way, leads out."""
+    top = os.path.realpath(directory)
+    path = os.path.join(top, name)
+    parent = os.path.realpath(os.path.dirname(path.rstrip("/")))
+    if name.startswith("/") or ".." in name.split("/") or os.path.commonpath([top, parent]) != top:
+        raise Failure(f"the archive's entry {name!r} lies outside of {directory}: nothing of it is taken")
+    return path
+
+
 def unpack(chunks: Iterator[bytes], source_base: str, target: Target, *, keep_owner: bool) -> int:
     """Extract below the target's directory and nowhere else; the bytes read."""
     reader = ChunkReader(chunks)
@@ -187,16 +197,21 @@ def unpack(chunks: Iterator[bytes], source_base: str, target: Target, *, keep_ow
     directories: list[tuple[str, tarfile.TarInfo]] = []
     try:
         with tarfile.open(fileobj=reader, mode="r|") as archive:  # type: ignore[call-overload]
+            archive.extraction_filter = lambda member, _: member  # checked below: Pythons before 3.11.4 have no filters
             for member in archive:
                 member.name = renamed(member.name, source_base, target.name)
                 if member.islnk():
                     member.linkname = renamed(member.linkname, source_base, target.name)
                 if not keep_owner:
                     member.uid, member.gid, member.uname, member.gname = owner, group, "", ""
-                checked = tarfile.tar_filter(member, target.directory)
-                archive.extract(checked, target.directory, set_attrs=not member.isdir())
+                path = inside(member.name, target.directory)
+                if os.path.islink(path):
+                    os.unlink(path)  # replaced, never written through
+                if member.islnk():
+                    inside(member.linkname, target.directory)
+                archive.extract(member, target.directory, set_attrs=not member.isdir())
                 if member.isdir():
-                    directories.append((os.path.join(target.directory, checked.name), checked))
+                    directories.append((path, member))
             for path, member in reversed(directories):  # after what is written into them
                 os.chmod(path, member.mode & 0o7777)
                 os.utime(path, (member.mtime, member.mtime))
