@@ -38,7 +38,8 @@ format: install
 	$(VENV)/ruff check --fix .
 
 test: install-test check
-	$(ROOT) env WHERRY_TEST_REQUIRE=1 $(VENV)/pytest -q tests/kernel tests/compat
+	$(ROOT) env WHERRY_TEST_REQUIRE=1 $(VENV)/pytest -q tests/kernel
+	$(ROOT) env WHERRY_TEST_REQUIRE=1 $(VENV)/pytest -q tests/compat
 
 bench:
 	@scripts/install bench

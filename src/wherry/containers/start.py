@@ -61,8 +61,9 @@ async def start_locked(deps: Deps, container: Container) -> None:
     try:
         async with AsyncExitStack() as undo:
             shim = await _create_process(deps, container, live, undo)
+            at = time.time_ns()
             await shim.start()
-            _mark_running(container, live, shim)
+            _mark_running(container, live, shim, at)
             await deps.store.save(container)
             undo.pop_all()  # started: nothing to undo
     except WherryError as exc:
@@ -127,11 +128,11 @@ async def _attach_waiting(live: Live, shim: Shim) -> None:
         live.pending.remove(session)
 
 
-def _mark_running(container: Container, live: Live, shim: Shim) -> None:
+def _mark_running(container: Container, live: Live, shim: Shim, at: int) -> None:
     state = container.state
     state.move(Status.RUNNING)
     state.pid, state.pid_start = shim.pid, shim.pid_start
-    state.started_at = time.time_ns()
+    state.started_at = at
     state.error, state.oom_killed, state.stopped_by_user = "", False, False
     live.shim = shim
     live.ended.clear()

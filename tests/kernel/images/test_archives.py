@@ -259,8 +259,7 @@ async def test_skopeo_reads_what_is_saved_with_equal_digests(world: World, requi
     assert docker["rootfs"]["diff_ids"] == ONE.diff_ids
     folder = tmp_path / "layout"
     folder.mkdir()
-    with tarfile.open(path) as archive:
-        archive.extractall(folder, filter="data")
+    subprocess.run(["tar", "-xf", path, "-C", folder], check=True)
     oci = json.loads(skopeo("inspect", f"oci:{folder}:1"))
     assert oci["Digest"] == ONE.digest
     assert oci["Layers"] == ONE.layer_digests

@@ -182,8 +182,7 @@ async def test_skopeo_copies_a_saved_image_into_a_registry_from_where_it_is_pull
     folder = tmp_path / "saved"
     folder.mkdir()
     (tmp_path / "saved.tar").write_bytes(b"".join([chunk async for chunk in save(world.deps, [image.name])]))
-    with tarfile.open(tmp_path / "saved.tar") as archive:
-        archive.extractall(folder, filter="data")
+    subprocess.run(["tar", "-xf", tmp_path / "saved.tar", "-C", folder], check=True)
     skopeo(
         *("copy", "--dest-tls-verify=false", "--preserve-digests"),
         *(f"oci:{folder}:1", f"docker://{docker_registry}/round:2"),
