@@ -16,7 +16,7 @@ import zstandard
 
 from imagekit.making import Made, digest, encode, index, make, tar
 from imagekit.registry import FakeRegistry
-from imagekit.trees import files
+from imagekit.trees import files, unpack
 from imagekit.world import NOTHING, World
 from wherry.errors import Corrupt, InvalidParameter, NotFound, WherryError
 from wherry.images.load import load
@@ -259,7 +259,7 @@ async def test_skopeo_reads_what_is_saved_with_equal_digests(world: World, requi
     assert docker["rootfs"]["diff_ids"] == ONE.diff_ids
     folder = tmp_path / "layout"
     folder.mkdir()
-    subprocess.run(["tar", "-xf", path, "-C", folder], check=True)
+    unpack(path, folder)
     oci = json.loads(skopeo("inspect", f"oci:{folder}:1"))
     assert oci["Digest"] == ONE.digest
     assert oci["Layers"] == ONE.layer_digests

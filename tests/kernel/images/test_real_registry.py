@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imagekit.making import Made, compress, digest, encode, index, make
-from imagekit.trees import compare, files
+from imagekit.trees import compare, files, unpack
 from imagekit.world import World
 from wherry.errors import NotFound
 from wherry.images.load import load
@@ -182,7 +182,7 @@ async def test_skopeo_copies_a_saved_image_into_a_registry_from_where_it_is_pull
     folder = tmp_path / "saved"
     folder.mkdir()
     (tmp_path / "saved.tar").write_bytes(b"".join([chunk async for chunk in save(world.deps, [image.name])]))
-    subprocess.run(["tar", "-xf", tmp_path / "saved.tar", "-C", folder], check=True)
+    unpack(tmp_path / "saved.tar", folder)
     skopeo(
         *("copy", "--dest-tls-verify=false", "--preserve-digests"),
         *(f"oci:{folder}:1", f"docker://{docker_registry}/round:2"),
