@@ -2,6 +2,7 @@
 
 import asyncio
 import struct
+from contextlib import aclosing
 
 import msgspec
 from aiohttp import WSMsgType, web
@@ -67,9 +68,10 @@ async def logs_(call: Call) -> web.StreamResponse:
         details=call.flag("details"),
     )
     framed = not stream.tty and call.version >= MULTIPLEXED_SINCE
-    response = await call.stream(MULTIPLEXED if framed else RAW, watch=following)
-    async for chunk in stream:
-        await response.write(chunk)
+    async with aclosing(stream.chunks) as chunks:
+        response = await call.stream(MULTIPLEXED if framed else RAW, watch=following)
+        async for chunk in chunks:
+            await response.write(chunk)
     return response
 
 

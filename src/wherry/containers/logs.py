@@ -1,7 +1,8 @@
 """logs: what a container has written, from its log, in Docker's framing; on request until the container ends."""
 
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from urllib.parse import quote_plus
 
@@ -61,12 +62,12 @@ def parse_moment(text: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class LogStream:
-    """A log ready to be sent: iterate for chunks of it, which end at entries' borders."""
+    """A log ready to be sent: iterate for chunks, which end at entries' borders; who stops early closes them."""
 
     tty: bool
-    chunks: AsyncIterator[bytes]
+    chunks: AsyncGenerator[bytes, None]
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
+    def __aiter__(self) -> AsyncGenerator[bytes, None]:
         return self.chunks
 
 
@@ -111,15 +112,13 @@ def check_readable(container: Container) -> None:
 async def replay(container: Container, stream: Stream, *, stdout: bool, stderr: bool, until: int = 0) -> None:
     """Send what was logged up to now, or to `until` (ns since the epoch), as an attached client would have seen it."""
     form = Form(stdout=stdout, stderr=stderr, tty=container.config.tty)
-    async for chunk in _render(form, following.read(container.log_path, until=until)):
-        await stream.write(chunk)
+    async with aclosing(_render(form, following.read(container.log_path, until=until))) as chunks:
+        async for chunk in chunks:
+            await stream.write(chunk)
 
 
-async def _render(form: Form, batches: AsyncIterator[list[Entry]]) -> AsyncIterator[bytes]:
-    try:
+async def _render(form: Form, batches: AsyncGenerator[list[Entry], None]) -> AsyncGenerator[bytes, None]:
+    async with aclosing(batches):  # its files are closed now, not when somebody collects it
         async for entries in batches:
             if chunk := b"".join([form.render(*entry) for entry in entries]):
                 yield chunk
-    finally:
-        if isinstance(batches, AsyncGenerator):
-            await batches.aclose()  # its files are closed now, not when somebody collects it

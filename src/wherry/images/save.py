@@ -6,7 +6,8 @@ Blobs go out as they are stored, so manifests keep the digests they were pulled 
 """
 
 import tarfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -90,8 +91,9 @@ async def _write(deps: Deps, chosen: Sequence[Chosen]) -> AsyncIterator[bytes]:
             for digest in _blobs(each.image):
                 if digest not in seen:
                     seen.add(digest)
-                    async for chunk in _blob(deps, digest):
-                        yield chunk
+                    async with aclosing(_blob(deps, digest)) as chunks:
+                        async for chunk in chunks:
+                            yield chunk
         yield bytes(2 * BLOCK)
     for each in chosen:
         deps.announce("save", each.image, actor=each.image.id, name=each.image.id)
@@ -143,7 +145,7 @@ def _path(digest: Digest) -> str:
     return f"blobs/sha256/{hex_part(digest)}"
 
 
-async def _blob(deps: Deps, digest: Digest) -> AsyncIterator[bytes]:
+async def _blob(deps: Deps, digest: Digest) -> AsyncGenerator[bytes, None]:
     size = await settle(deps.content.size, digest)
     yield _header(_path(digest), size)
     with deps.content.open(digest) as file:

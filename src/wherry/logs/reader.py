@@ -90,7 +90,11 @@ class LogReader:
         self._files = _open_all(path)  # oldest first; the one being read is the first
         self.done = False  # past `until`: there is nothing more to come
         if tail is not None:
-            self._seek_tail(tail)
+            try:
+                self._seek_tail(tail)
+            except BaseException:
+                self.close()
+                raise
 
     def read(self) -> list[Entry]:
         """The next objects in order; empty when there are none now."""

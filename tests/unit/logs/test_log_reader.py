@@ -1,6 +1,7 @@
 """Reading logs: order, tail, times, damage, rotation and following."""
 
 import asyncio
+import gc
 import os
 
 import pytest
@@ -210,6 +211,27 @@ async def test_a_follower_that_leaves_holds_nothing(tmp_path):
             break
         await batches.aclose()
     assert len(os.listdir("/proc/self/fd")) <= before + 1  # the thread pool's
+
+
+@pytest.mark.parametrize("steps", range(4))
+async def test_a_follower_that_leaves_while_the_log_is_opened_holds_nothing(tmp_path, steps):
+    path = tmp_path / "log"
+    write(path, [b"one"])
+    gc.disable()  # what only the collector closes is a leak
+    try:
+        for make in (lambda: following.follow(str(path), ended=asyncio.Event()), lambda: following.read(str(path))):
+            task = asyncio.ensure_future(anext(make()))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            task.cancel()
+            await asyncio.wait([task])
+            assert str(path) not in [os.readlink(f"/proc/self/fd/{fd}") for fd in open_files()]
+    finally:
+        gc.enable()
+
+
+def open_files():
+    return [fd for fd in os.listdir("/proc/self/fd") if os.path.lexists(f"/proc/self/fd/{fd}")]
 
 
 async def test_reading_without_following_ends(tmp_path):
