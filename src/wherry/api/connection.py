@@ -140,7 +140,7 @@ class Connection(RequestHandler):
     def handle_error(
         self, request: BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        if status >= 500:
+        if status >= 500 and not isinstance(exc, ConnectionError):  # a client that left, or an error reported already
             log.error("request failed outside its handler: %s", message or exc, exc_info=exc)
         if request.writer.output_size > 0:
             raise ConnectionResetError("an answer has begun already")
