@@ -88,7 +88,7 @@ def test_several_followers_each_see_everything(cli: Cli) -> None:
     script = "while [ ! -e /go ]; do sleep 0.02; done; seq 1 5000"
     cli("run", "-d", "--name", "popular", "busybox", "sh", "-c", script)
     followers = [cli.start("logs", "-f", "popular", stderr=subprocess.DEVNULL) for _ in range(3)]
-    cli("exec", "popular", "touch", "/go")
+    cli("exec", "popular", "touch", "/go", check=False)  # may die with its container
     expected = "".join(f"{number}\n" for number in range(1, 5001)).encode()
     assert [follower.communicate(timeout=30)[0] for follower in followers] == [expected] * 3
 
