@@ -17,6 +17,7 @@ from wherry.errors import Failed
 log = logging.getLogger(__name__)
 
 _START = 30.0  # s it may take to come up
+_TRIES = 3  # when it is killed meanwhile
 _MAIN = "import sys; sys.path.append({path!r}); from wherry.runtime.zygote import main; main()"
 
 
@@ -71,25 +72,38 @@ class Zygote:
     def _spawn(self) -> None:
         if self._sock is not None:
             return
+        for _ in range(_TRIES):
+            self._sock = self._execute()
+            self._sock.settimeout(_START)
+            try:
+                if self._sock.recv(16) == b"ready":
+                    return
+            except OSError as exc:
+                self._end()
+                raise Failed(f"the zygote did not start: {exc}") from exc
+            if self._end() >= 0:
+                break  # not killed: it would fail again
+        raise Failed("the zygote did not start: see the daemon's stderr")
+
+    def _execute(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             path = str(Path(wherry.__file__).parent.parent)
-            self._process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _MAIN.format(path=path), str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        self._sock = ours
-        ours.settimeout(_START)
-        try:
-            if ours.recv(16) != b"ready":
-                raise Failed("the zygote did not start: see the daemon's stderr")
-        except (OSError, Failed) as exc:
-            self._end()
-            raise exc if isinstance(exc, Failed) else Failed(f"the zygote did not start: {exc}") from exc
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", _MAIN.format(path=path), str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+            except OSError as exc:
+                ours.close()
+                raise Failed(f"the zygote cannot be executed: {exc}") from exc
+        return ours
 
-    def _end(self) -> None:
+    def _end(self) -> int:
+        """Its exit code, negative when a signal killed it."""
+        code = 0
         if self._sock is not None:
             self._sock.close()
             self._sock = None
@@ -99,4 +113,6 @@ class Zygote:
             if self._process.poll() is None:
                 self._process.kill()
                 self._process.wait()
+            code = self._process.returncode
             self._process = None
+        return code
