@@ -276,6 +276,77 @@ def test_killing_the_daemon_at_any_moment_loses_and_leaks_nothing(own_engine: An
         engine.docker("run", "--rm", "-p", f"{port}:80", "busybox", "true")
 
 
+@OURS
+@pytest.mark.timeout(180)
+def test_a_zygote_that_is_killed_is_replaced_and_costs_no_container(own_engine: Any) -> None:
+    engine: Engine = own_engine()
+    before = Baseline(engine)
+    engine.docker("run", "-d", "--name", "stays", "busybox", "sleep", "600")
+    pid = engine.state("stays")["Pid"]
+    choose = random.Random(SEED)
+    print(f"WHERRY_TEST_SEED={SEED}")
+    for code in range(1, 21):
+        runs = [
+            engine.docker.start("run", "--rm", "busybox", "sh", "-c", f"echo {code}; exit {code}") for _ in range(2)
+        ]
+        time.sleep(choose.uniform(0, 0.2))  # a random moment is what is wanted
+        engine.box.kill(zygote(engine))
+        answers = []
+        for run in runs:
+            with run:
+                answers.append((*run.communicate(timeout=60), run.returncode))
+        for answer in answers:
+            assert answer == (b"%d\n" % code, b"", code), answer
+    assert engine.state("stays")["Pid"] == pid
+    engine.remove_all_containers()
+    engine.docker("run", "--rm", "busybox", "true")
+    before.settle()
+
+
+def zygote(engine: Engine) -> int:
+    """Its PID: of the processes with its command line the one that the daemon made."""
+    for pid, words in engine.box.processes().items():
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            stat = (engine.box.proc(pid) / "stat").read_text().rpartition(")")[2].split()
+            if "zygote" in words and int(stat[1]) == engine.pid:
+                return pid
+    raise AssertionError("no zygote")
+
+
+def parent_of(engine: Engine, pid: int) -> int:
+    return int((engine.box.proc(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+
+
+@OURS
+@pytest.mark.timeout(180)
+def test_shims_killed_with_the_daemon_leave_nothing(own_engine: Any) -> None:
+    engine: Engine = own_engine()
+    before = Baseline(engine)
+    for name, options in (("one", []), ("two", ["-p", "18081:80"]), ("gone", ["--rm", "-v", "/data"])):
+        engine.docker("run", "-d", *options, "--name", name, "busybox", "sh", "-c", "echo line; sleep 600")
+    engine.docker("run", "-d", "--restart", "always", "--name", "again", "busybox", "sleep", "600")
+    names = ("one", "two", "gone", "again")
+    pids = {name: engine.state(name)["Pid"] for name in names}
+    shims = {name: parent_of(engine, pid) for name, pid in pids.items()}
+    engine.kill()
+    for name in names:
+        engine.box.kill(shims[name])
+    engine.start()
+    for name in names:
+        wait_until(lambda pid=pids[name]: not engine.box.alive(pid), f"the process of {name} goes on")  # type: ignore[misc]
+    for name in ("one", "two"):
+        engine.wait_for(name, "exited")
+        assert engine.state(name)["ExitCode"] == 137
+        assert engine.docker("logs", name).out == "line\n"
+    wait_until(lambda: engine.api.request("GET", "/containers/gone/json").status == 404, "--rm is forgotten")
+    engine.wait_for("again", "running")
+    assert engine.state("again")["Pid"] != pids["again"]
+    engine.docker("start", "two")
+    engine.docker("run", "--rm", "busybox", "true")
+    engine.remove_all_containers()
+    before.settle()
+
+
 def every_container_tells_the_truth(engine: Engine, book: Book) -> None:
     """What was acknowledged is there, what was removed is gone; every exit code is right, and every line there once."""
     wait_until(lambda: not engine.docker("ps", "-q").lines, "containers still run")
@@ -336,7 +407,7 @@ class Baseline:
         with contextlib.closing(sqlite3.connect(f"file:{engine.data_root}/state.db?mode=ro", uri=True)) as state:
             for table in ("containers", "names", "endpoints", "volumes", "leases"):
                 found += [f"row {table} {key}" for (key,) in state.execute(f"SELECT key FROM {table}")]
-        for hierarchy in Path("/sys/fs/cgroup").iterdir():
+        for hierarchy in Path("/sys/fs/cgroup").iterdir() if self._cgroup_parent else ():
             found += [f"cgroup {path}" for path in hierarchy.glob(f"{self._cgroup_parent.strip('/')}/*/")]
         files = engine.open_files()
         if files > self._files + FD_SLACK:
