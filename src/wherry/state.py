@@ -4,9 +4,13 @@
 
 Each kind's owner keeps its own copy in memory, loads it once with `rows` and writes through `write`, where all that
 must be true together commits together. What was acknowledged to a user survives a power cut: `synchronous=FULL`.
+Its blocks for some time to come are allocated beforehand (`_reserve`), so that on a full disk things can still be
+removed, and a killed daemon started again.
 Thread-safe and blocking (0.1-0.5 ms a write; longer on a slow disk): on the event loop go through `aio.settle`.
 """
 
+import contextlib
+import os
 import sqlite3
 import threading
 from collections.abc import Mapping
@@ -14,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wherry.errors import Conflict, Corrupt, Failed
+from wherry.kernel import files
 
 TABLES = (
     "containers",  # container id -> record
@@ -28,6 +33,8 @@ TABLES = (
     "settings",  # engine id and the like
 )
 VERSION = 1  # of the tables above: PRAGMA user_version
+LOG_RESERVE = 4608 << 10  # bytes; SQLite writes its log from the beginning again after 1000 pages
+FILE_RESERVE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +71,8 @@ class State:
         """Open or make the file; None keeps everything in memory. Raises Corrupt or Failed, naming the file."""
         self._lock = threading.Lock()
         self._where = str(path) if path else "(memory)"
+        if path is not None and path.exists():
+            _reserve(path, path.stat().st_size, FILE_RESERVE)  # never while it is open: closing drops SQLite's locks
         try:
             self._db = sqlite3.connect(path or ":memory:", check_same_thread=False, isolation_level=None)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -71,6 +80,8 @@ class State:
             self._migrate()
         except sqlite3.DatabaseError as exc:
             raise Corrupt(f"state file {self._where} cannot be used: {exc}; move it away to start afresh") from exc
+        if path is not None:
+            _reserve(Path(f"{path}-wal"), 0, LOG_RESERVE)
 
     def _migrate(self) -> None:
         found = int(self._db.execute("PRAGMA user_version").fetchone()[0])
@@ -122,3 +133,9 @@ class State:
     def close(self) -> None:
         with self._lock:
             self._db.close()
+
+
+def _reserve(path: Path, offset: int, size: int) -> None:
+    """Allocate blocks without making the file longer; where that cannot be, everything else still works."""
+    with contextlib.suppress(OSError), files.closing(os.open(path, os.O_RDWR | os.O_CLOEXEC)) as fd:
+        files.reserve(fd, offset, size)

@@ -1,4 +1,4 @@
-"""System calls on files that Python's `os` lacks: openat2, renameat2, syncfs, FICLONE.
+"""System calls on files that Python's `os` lacks: openat2, renameat2, syncfs, fallocate, FICLONE.
 
 Stdlib only, no policy. Blocking. Every failure is an `OSError` that names the path where there is one.
 """
@@ -16,6 +16,7 @@ _SYS_OPENAT2 = 437  # the same number on every architecture
 _RENAME_NOREPLACE = 1
 _RENAME_EXCHANGE = 2
 _FICLONE = 0x40049409
+_FALLOC_FL_KEEP_SIZE = 1
 _AGAIN_LIMIT = 64  # openat2 says EAGAIN when a rename crossed its walk
 
 
@@ -134,3 +135,8 @@ def _copy_range(source_fd: int, target_fd: int, start: int, end: int) -> bool:
             return False
         start += done
     return True
+
+
+def reserve(fd: int, offset: int, size: int) -> None:
+    """Allocate blocks for this part of a file, also beyond its end, which stays where it is (fallocate(2))."""
+    check(libc.fallocate(fd, _FALLOC_FL_KEEP_SIZE, ctypes.c_int64(offset), ctypes.c_int64(size)))
