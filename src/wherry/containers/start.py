@@ -70,7 +70,7 @@ async def start_locked(deps: Deps, container: Container) -> None:
         await _note_failure(deps, container, live, exc)
         raise
     except OSError as exc:
-        failure = Failed(f"cannot start container {container.name}: {exc}")
+        failure = Failed(f"cannot start container {container.name}: {exc.strerror or exc}")
         await _note_failure(deps, container, live, failure)
         raise failure from exc
     try:
