@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import re
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from harness.leaks import Before, Witness
 from harness.needs import ENGINE, missing, require_programs
 from harness.registry import Registry
 
+HERE = Path(__file__).parent
+MODEL = 28  # major version of the docker CLI that `wherry` is compared with
 FD_SLACK = 8  # descriptors a daemon may have more at the end than after its first container
 
 EngineMaker = Callable[..., Engine]
@@ -118,7 +122,8 @@ def own_engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineMaker
 
             def end() -> None:
                 if not engine.answers():
-                    return  # the test ended it; what it left is that test's matter
+                    engine.kill()
+                    pytest.fail(f"the daemon is gone; the end of its log:\n{engine.log_tail()}", pytrace=False)
                 engine.remove_all_containers()
                 witness.stop()
                 engine.stop()
@@ -153,6 +158,24 @@ def private_registry(box: Box, root: Path) -> Iterator[Registry]:
         archive.write_bytes(images.docker_archive([images.busybox()]))
         running.push(f"docker-archive:{archive}:busybox:latest", "team/busybox:latest")
         yield running
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`wherry` has the words and columns of docker's CLI 28: an older one is no model for it."""
+    beside = [item for item in items if item.path.name.startswith("test_cli_") and item.path.parent == HERE]
+    if beside and (found := docker_version()) < MODEL:
+        reason = f"missing: docker CLI {MODEL} or newer as the model (this is {found or 'none'})"
+        for item in beside:
+            item.add_marker(pytest.mark.skip(reason))
+
+
+def docker_version() -> int:
+    """Major version of the stock CLI; 0 when there is none."""
+    with contextlib.suppress(OSError):
+        shown = subprocess.run(["docker", "--version"], capture_output=True, text=True, check=False).stdout
+        if found := re.search(r"version (\d+)\.", shown):
+            return int(found[1])
+    return 0
 
 
 def pytest_report_header() -> str:

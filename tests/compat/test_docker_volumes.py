@@ -193,13 +193,14 @@ def test_dangling_volumes_are_found(cli: Cli) -> None:
     assert cli("volume", "ls", "-q", "-f", "dangling=false").lines == ["used"]
 
 
-def test_prune_takes_unused_anonymous_volumes(cli: Cli, engine: Engine) -> None:
+def test_prune_takes_unused_anonymous_volumes_and_before_api_1_42_all(cli: Cli) -> None:
     cli("run", "--name", "gone", "-v", "/anonymous", "busybox", "true")
     cli("rm", "gone")
     cli("volume", "create", "named")
     out = cli("volume", "prune", "-f").out
     assert "Total reclaimed space" in out
-    assert cli("volume", "ls", "-q").lines == ([] if engine.is_dockerd else ["named"])  # API 1.41 takes named ones too
+    spoken = cli("version", "--format", "{{.Client.APIVersion}}").text.split(".")  # what client and daemon agreed on
+    assert cli("volume", "ls", "-q").lines == (["named"] if int(spoken[1]) >= 42 else [])
 
 
 def test_an_unknown_driver_and_a_bad_name_are_refused(docker: Cli) -> None:

@@ -68,6 +68,7 @@ class Before:
     def __init__(self, box: Box) -> None:
         self._box = box
         self._mounts, self._links, self._rules = box.mounts(), box.links(), box.rules()
+        self._commands = set(box.processes().values())  # of another daemon in the same box; it may have been restarted
         self._outside = host_state()
 
     def leaks(self, engine: Engine, containers: Iterable[str]) -> list[str]:
@@ -75,7 +76,7 @@ class Before:
         return settle(lambda: self._look(engine, containers))
 
     def _look(self, engine: Engine, containers: Iterable[str]) -> list[str]:
-        found = [f"process {pid}: {name}" for pid, name in self._box.processes().items()]
+        found = [f"process {pid}: {name}" for pid, name in self._box.processes().items() if name not in self._commands]
         found += [f"cgroup {path}" for path in cgroups_of(containers)]
         found += [f"mount outside the box: {mount}" for mount in host_state() if mount not in self._outside]
         if engine.is_dockerd:  # it keeps its bridge, its rules and its network namespace directory, by design

@@ -1,5 +1,6 @@
 """After the kernel tests nothing of theirs may be left: no child process, no mount, no cgroup of a test's container."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +14,16 @@ def children() -> list[str]:
     """Processes this one has started and not reaped."""
     found = []
     for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            found.append(f"process {pid}: {Path(f'/proc/{pid}/comm').read_text().strip()}")
+        with contextlib.suppress(FileNotFoundError):  # a thread that has just ended
+            found += [f"process {pid}: {told(pid)}" for pid in (task / "children").read_text().split()]
     return found
+
+
+def told(pid: str) -> str:
+    with contextlib.suppress(OSError):
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        return words.strip() or Path(f"/proc/{pid}/stat").read_text().partition(" ")[2][:40]
+    return "gone meanwhile"
 
 
 def mounts(below: Path) -> list[str]:
