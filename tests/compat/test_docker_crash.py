@@ -298,8 +298,8 @@ def test_a_zygote_that_is_killed_is_replaced_and_costs_no_container(own_engine: 
             engine.docker.start("run", "--rm", "busybox", "sh", "-c", f"echo {code}; exit {code}") for _ in range(2)
         ]
         time.sleep(choose.uniform(0, 0.2))  # a random moment is what is wanted
-        for pid in zygotes(engine):
-            engine.box.kill(pid)
+        for victim in zygotes(engine):
+            engine.box.kill(victim)
         answers = []
         for run in runs:
             with run:
