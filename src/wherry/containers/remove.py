@@ -79,13 +79,14 @@ async def remove_locked(deps: Deps, container: Container, *, volumes: bool) -> N
 async def _leave_dead(deps: Deps, container: Container, error: BaseException) -> None:
     """The removal failed half-way: it can be tried again, and nobody waits for it in vain."""
     container.state.move(Status.DEAD)
-    deps.live_of(container).finish_removal(
-        WaitResult(container.state.exit_code, f"cannot remove container {container.name}: {error}")
-    )
     try:
         await deps.store.save(container)
     except WherryError as exc:  # never over the first error; the next start tries again
         log.warning("the failed removal of container %s is not noted: %s", container.name, exc.message)
+    finally:
+        deps.live_of(container).finish_removal(
+            WaitResult(container.state.exit_code, f"cannot remove container {container.name}: {error}")
+        )
 
 
 async def discard(deps: Deps, container: Container, *, volumes: bool) -> None:

@@ -20,6 +20,7 @@ class ScriptedServer:
         self.path = path
         self.scripts: list[Script] = []
         self.connections = 0
+        self.closed = threading.Semaphore(0)  # released once for every connection that the server has closed
         self.failures: list[BaseException] = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
@@ -45,6 +46,7 @@ class ScriptedServer:
                     script(connection)
                 except BaseException as exc:
                     self.failures.append(exc)
+            self.closed.release()
 
     def close(self) -> None:
         assert not self.scripts, "fewer connections than expected"

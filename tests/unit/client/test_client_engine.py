@@ -71,6 +71,7 @@ def test_a_connection_that_was_closed_while_idle_is_replaced(server: Any, engine
     response = JSON_HEAD + b"Content-Length: 2\r\n\r\n{}"
     server.scripts = [answer(response, request_of=request_of, seen=seen) for _ in range(2)]
     assert engine.get_json("/a") == {}
+    assert server.closed.acquire(timeout=10)
     assert engine.post_json("/b", None, {"x": 1}) == {}  # a POST, which is never sent twice
     assert server.connections == 2
     assert seen[1][2] == b'{"x":1}'
