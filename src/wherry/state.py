@@ -25,7 +25,6 @@ TABLES = (
     "names",  # container name -> container id
     "images",  # image id -> record
     "tags",  # familiar reference -> image id and manifest digest
-    "layers",  # chain id -> diff id, parent, size
     "leases",  # lease id -> what it protects
     "networks",  # network id -> record
     "endpoints",  # container id -> addresses and ports held

@@ -89,10 +89,3 @@ def timestamp(value: str, *, now: float | None = None) -> str:
     if head.isdigit() and (not fraction or fraction.isdigit()):
         return value
     raise ValueError(f'failed to parse value as time or duration: "{value}"')
-
-
-def ago(seconds: float) -> str:
-    """`3 minutes ago`; the daemon's seconds since the epoch against now."""
-    from wherry.cli.units import human_duration
-
-    return human_duration(time.time() - seconds) + " ago"

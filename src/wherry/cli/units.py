@@ -156,23 +156,6 @@ def parse_duration(text: str) -> int:
     return -int(total) if text.startswith("-") else int(total)
 
 
-def format_duration(nanoseconds: int) -> str:
-    """As Go prints a time.Duration: `1h15m30.5s`, `1.5ms`, `0s`."""
-    if nanoseconds == 0:
-        return "0s"
-    sign, rest = ("-", -nanoseconds) if nanoseconds < 0 else ("", nanoseconds)
-    for unit, size in (("ns", 1), ("µs", 1_000), ("ms", 1_000_000)):
-        if rest < size * 1000:
-            return f"{sign}{_trimmed(rest / size)}{unit}"
-    seconds, minutes, hours = rest % 60_000_000_000 / 1e9, rest // 60_000_000_000 % 60, rest // 3_600_000_000_000
-    text = _trimmed(seconds) + "s"
-    if hours or minutes:
-        text = f"{minutes}m{text}"
-    if hours:
-        text = f"{hours}h{text}"
-    return sign + text
-
-
 def _trimmed(value: float) -> str:
     return f"{value:.9f}".rstrip("0").rstrip(".")
 

@@ -10,7 +10,7 @@ Row in state table `images`, key the image ID (the config's digest):
 Row in state table `tags`, key a familiar reference (`alpine:3.20`, `alpine@sha256:...`): {"id": image ID}.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NewType
 
 import msgspec
@@ -82,14 +82,6 @@ class ImageRow:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TagRow:
     id: ImageID
-
-
-@dataclass(slots=True)
-class Names:
-    """The references to one image, apart."""
-
-    tags: list[str] = field(default_factory=list)
-    digests: list[str] = field(default_factory=list)
 
 
 def encode(image: Image) -> bytes:

@@ -69,11 +69,6 @@ def rename_noreplace(source: str, target: str) -> None:
     _renameat2(AT_FDCWD, source, AT_FDCWD, target, _RENAME_NOREPLACE)
 
 
-def rename_exchange(source: str, target: str) -> None:
-    """Swap two existing paths atomically."""
-    _renameat2(AT_FDCWD, source, AT_FDCWD, target, _RENAME_EXCHANGE)
-
-
 def _renameat2(source_fd: int, source: str, target_fd: int, target: str, flags: int) -> None:
     check(libc.renameat2(source_fd, os.fsencode(source), target_fd, os.fsencode(target), flags), target)
 

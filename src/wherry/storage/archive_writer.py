@@ -63,12 +63,6 @@ class TarWriter:
                 raise ValueError(f"content of {entry.name!r} is not {entry.size} bytes")
             self._pad(entry.size)
 
-    def add_bytes(self, name: str, data: bytes, *, mode: int = 0o644, mtime: int = 0) -> None:
-        """A small file of root's; `mtime` in ns."""
-        entry = Entry(os.fsencode(name), Kind.FILE)
-        entry.mode, entry.mtime, entry.size = mode, mtime, len(data)
-        self.add(entry, (data,))
-
     def add_file(self, entry: Entry, fd: int) -> None:
         """One file with its content read from `fd`; what the file lacks of `entry.size` meanwhile is zero bytes."""
         self._write(header(entry, subsecond=self._subsecond))

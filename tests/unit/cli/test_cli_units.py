@@ -103,21 +103,20 @@ def test_unsigned_numbers_have_no_sign_and_a_width() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "nano", "printed"),
+    ("text", "nano"),
     [
-        ("0", 0, "0s"),
-        ("1s", 10**9, "1s"),
-        ("1h15m30.5s", 4_530_500_000_000, "1h15m30.5s"),
-        ("1.5ms", 1_500_000, "1.5ms"),
-        ("90m", 5400 * 10**9, "1h30m0s"),
-        ("-10us", -10_000, "-10µs"),
-        ("3ns", 3, "3ns"),
-        ("60s", 60 * 10**9, "1m0s"),
+        ("0", 0),
+        ("1s", 10**9),
+        ("1h15m30.5s", 4_530_500_000_000),
+        ("1.5ms", 1_500_000),
+        ("90m", 5400 * 10**9),
+        ("-10us", -10_000),
+        ("3ns", 3),
+        ("60s", 60 * 10**9),
     ],
 )
-def test_go_durations(text: str, nano: int, printed: str) -> None:
+def test_go_durations(text: str, nano: int) -> None:
     assert units.parse_duration(text) == nano
-    assert units.format_duration(nano) == printed
 
 
 @pytest.mark.parametrize(
