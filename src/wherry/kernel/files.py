@@ -14,7 +14,6 @@ from wherry.kernel.libc import check, libc
 AT_FDCWD = -100
 _SYS_OPENAT2 = 437  # the same number on every architecture
 _RENAME_NOREPLACE = 1
-_RENAME_EXCHANGE = 2
 _FICLONE = 0x40049409
 _FALLOC_FL_KEEP_SIZE = 1
 _AGAIN_LIMIT = 64  # openat2 says EAGAIN when a rename crossed its walk
