@@ -15,9 +15,9 @@ from imagekit.making import make
 from imagekit.world import MemorySnapshots
 from imagekit.world import World as ImageWorld
 from wherry.aio import Background, KeyedLock
-from wherry.containers import create as creating
-from wherry.containers import start as starting
 from wherry.containers.deps import Deps, Settings
+from wherry.containers.life import create as creating
+from wherry.containers.life import start as starting
 from wherry.containers.live import Live, LiveTable
 from wherry.containers.record import Container, State, Status
 from wherry.containers.store import ContainerStore

@@ -6,19 +6,19 @@ from wherry.aio import finish
 from wherry.api.call import Call
 from wherry.api.missing import not_yet
 from wherry.api.router import Router
-from wherry.containers import commit as committing
-from wherry.containers import create as creating
-from wherry.containers import inspect as inspecting
-from wherry.containers import listing
-from wherry.containers import pause as pausing
-from wherry.containers import prune as pruning
-from wherry.containers import remove as removing
-from wherry.containers import rename as renaming
-from wherry.containers import resize as resizing
-from wherry.containers import restart as restarting
-from wherry.containers import start as starting
-from wherry.containers import stop as stopping
-from wherry.containers import top as topping
+from wherry.containers.content import commit as committing
+from wherry.containers.life import create as creating
+from wherry.containers.life import pause as pausing
+from wherry.containers.life import prune as pruning
+from wherry.containers.life import remove as removing
+from wherry.containers.life import rename as renaming
+from wherry.containers.life import restart as restarting
+from wherry.containers.life import start as starting
+from wherry.containers.life import stop as stopping
+from wherry.containers.streams import resize as resizing
+from wherry.containers.views import inspect as inspecting
+from wherry.containers.views import listing
+from wherry.containers.views import top as topping
 from wherry.errors import InvalidParameter
 from wherry.spec import engine
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from wherry.api.call import Call
 from wherry.api.connection import JSON
 from wherry.api.router import Router
-from wherry.containers.times import parse_time
+from wherry.containers.views.times import parse_time
 from wherry.errors import InvalidParameter
 from wherry.events import Event
 from wherry.filters import Filters

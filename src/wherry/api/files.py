@@ -8,8 +8,8 @@ from aiohttp import web
 
 from wherry.api.call import TAR, Call
 from wherry.api.router import Router
-from wherry.containers import archive
-from wherry.containers.changes import changes
+from wherry.containers.content import archive
+from wherry.containers.content.changes import changes
 from wherry.errors import InvalidParameter
 
 

@@ -14,8 +14,10 @@ from wherry.api.connection import JSON
 from wherry.api.containers import window
 from wherry.api.hijack import MULTIPLEXED, MULTIPLEXED_SINCE, RAW, Session, hijack
 from wherry.api.router import Router
-from wherry.containers import attach as attaching
-from wherry.containers import execs, logs, stats, wait
+from wherry.containers.life import wait
+from wherry.containers.streams import attach as attaching
+from wherry.containers.streams import execs, logs
+from wherry.containers.views import stats
 from wherry.errors import InvalidParameter
 from wherry.spec import engine
 

@@ -12,8 +12,8 @@ from wherry.api.call import Call
 from wherry.api.images import users
 from wherry.api.router import Router
 from wherry.api.services import API_VERSION, MIN_API_VERSION, EngineFacts
-from wherry.containers import listing
 from wherry.containers.record import Status
+from wherry.containers.views import listing
 from wherry.distribution.login import login
 from wherry.errors import InvalidParameter
 from wherry.filters import NONE

@@ -17,8 +17,8 @@ from wherry import __version__
 from wherry.aio import Background, KeyedLock, settle
 from wherry.api.services import EngineFacts, Services
 from wherry.containers import deps as containers
+from wherry.containers.life.recover import recover as recover_containers
 from wherry.containers.live import LiveTable
-from wherry.containers.recover import recover as recover_containers
 from wherry.containers.store import ContainerStore
 from wherry.daemon.config import BUILT_IN_RUNTIMES, Config, find_init, find_runtimes
 from wherry.distribution.config import RegistryConfig

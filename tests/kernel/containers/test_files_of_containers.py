@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from containerkit.world import World
-from wherry.containers import archive
-from wherry.containers.changes import changes
-from wherry.containers.commit import commit
+from wherry.containers.content import archive
+from wherry.containers.content.changes import changes
+from wherry.containers.content.commit import commit
 from wherry.containers.record import Container, MountPoint, Status
 from wherry.distribution.config import RegistryConfig
 from wherry.errors import NotFound

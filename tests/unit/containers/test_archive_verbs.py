@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from containerkit.world import World, open_files
-from wherry.containers import archive
+from wherry.containers.content import archive
+from wherry.containers.content.rootfs import Place, absolute, open_parent
 from wherry.containers.record import Container, MountPoint
-from wherry.containers.rootfs import Place, absolute, open_parent
 from wherry.errors import Forbidden, InvalidParameter, NotFound
 from wherry.spec.engine import HostConfig
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from containerkit.world import FakeClient, World, connected, until
-from wherry.containers.attach import AttachSession, open_attach
 from wherry.containers.record import Container, Status
+from wherry.containers.streams.attach import AttachSession, open_attach
 from wherry.errors import Conflict, InvalidParameter, NotFound, NotSupported
 from wherry.spec.engine import ContainerConfig, HostConfig, LogConfig
 

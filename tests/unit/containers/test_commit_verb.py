@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from containerkit.world import World
-from wherry.containers.commit import commit
+from wherry.containers.content.commit import commit
 from wherry.containers.record import Status
 from wherry.errors import Conflict, InvalidParameter, NotFound
 

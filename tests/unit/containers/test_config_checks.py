@@ -2,7 +2,7 @@
 
 import pytest
 
-from wherry.containers import config as checks
+from wherry.containers.making import config as checks
 from wherry.errors import InvalidParameter, NotSupported
 from wherry.spec.engine import ContainerConfig, HostConfig, LogConfig, RestartPolicy
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from containerkit.life import LifeWorld, cancelled_at
+from wherry.containers.life.remove import remove
+from wherry.containers.life.start import start
 from wherry.containers.record import Status
-from wherry.containers.remove import remove
-from wherry.containers.start import start
 from wherry.errors import Conflict, InvalidParameter, NotFound, Unavailable
 from wherry.images.remove import remove as remove_image
 from wherry.spec.engine import HostConfig, RestartPolicy

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wherry.containers.detach import DEFAULT, Watcher, parse
+from wherry.containers.streams.detach import DEFAULT, Watcher, parse
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from containerkit.world import FakeClient, World, until
-from wherry.containers import execs
 from wherry.containers.record import Container, Status
+from wherry.containers.streams import execs
 from wherry.errors import Conflict, Failed, InvalidParameter, NotFound
 from wherry.ids import ExecID
 from wherry.spec.engine import ContainerConfig, ExecConfig, ExecStart, HostConfig

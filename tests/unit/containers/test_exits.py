@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from containerkit.life import NOW, REMOVES_ITSELF, LifeWorld, restart, until
-from wherry.containers import exits
-from wherry.containers.exits import FIRST_DELAY, LONG_RUN, LONGEST_DELAY, should_restart
+from wherry.containers.life import exits
+from wherry.containers.life.exits import FIRST_DELAY, LONG_RUN, LONGEST_DELAY, should_restart
+from wherry.containers.life.rename import rename
+from wherry.containers.life.start import start, start_locked
+from wherry.containers.life.wait import register
 from wherry.containers.live import WaitResult
 from wherry.containers.record import Container, Status
-from wherry.containers.rename import rename
-from wherry.containers.start import start, start_locked
-from wherry.containers.wait import register
 from wherry.errors import Failed, Unavailable
 
 

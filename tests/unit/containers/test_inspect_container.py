@@ -5,10 +5,10 @@ import pytest
 from test_listing import BRIDGE
 
 from containerkit.world import NOW, World
-from wherry.containers import execs
-from wherry.containers.inspect import inspect
 from wherry.containers.record import MountPoint, Status
-from wherry.containers.shapes import rfc3339_nano
+from wherry.containers.streams import execs
+from wherry.containers.views.inspect import inspect
+from wherry.containers.views.shapes import rfc3339_nano
 from wherry.errors import NotFound
 from wherry.network.endpoint import Port
 from wherry.spec.engine import (

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from containerkit.world import NOW, FakeImage, World
-from wherry.containers.listing import list_containers
 from wherry.containers.record import MountPoint, Status
-from wherry.containers.shapes import human_duration, human_status
+from wherry.containers.views.listing import list_containers
+from wherry.containers.views.shapes import human_duration, human_status
 from wherry.errors import InvalidParameter, NotFound
 from wherry.filters import Filters
 from wherry.network.endpoint import Endpoint, Port

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from containerkit.world import World, open_files
-from wherry.containers.logs import Form, LogStream, open_logs, parse_moment, parse_tail
 from wherry.containers.record import Container, Status
+from wherry.containers.streams.logs import Form, LogStream, open_logs, parse_moment, parse_tail
 from wherry.errors import InvalidParameter, NotFound, NotSupported
 from wherry.spec.engine import ContainerConfig, HostConfig, LogConfig
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from wherry.containers.mounts import parse_bind, prepare_binds, resolve
+from wherry.containers.making.mounts import parse_bind, prepare_binds, resolve
 from wherry.containers.record import MountPoint
 from wherry.errors import InvalidParameter, NotFound, NotSupported
 from wherry.spec.engine import BindOptions, HostConfig, Mount, TmpfsOptions, VolumeOptions

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from containerkit.life import ENDPOINT, NOW, PORT, REMOVES_ITSELF, LifeWorld, restart, until
+from wherry.containers.life.recover import KILLED, recover
+from wherry.containers.life.remove import remove
+from wherry.containers.life.start import start
+from wherry.containers.life.stop import stop
+from wherry.containers.life.wait import register
 from wherry.containers.record import Container, MountPoint, Status
-from wherry.containers.recover import KILLED, recover
-from wherry.containers.remove import remove
-from wherry.containers.start import start
-from wherry.containers.stop import stop
-from wherry.containers.wait import register
 from wherry.errors import Failed, NotFound, Unavailable
 from wherry.runtime.shim_client import Exit
 from wherry.spec.engine import HostConfig

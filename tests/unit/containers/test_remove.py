@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from containerkit.life import REMOVES_ITSELF, LifeWorld, cancelled_at, restart, until
+from wherry.containers.life.pause import pause
+from wherry.containers.life.remove import remove, remove_locked
+from wherry.containers.life.start import start
 from wherry.containers.live import PendingAttach
-from wherry.containers.pause import pause
 from wherry.containers.record import Status
-from wherry.containers.remove import remove, remove_locked
-from wherry.containers.start import start
 from wherry.errors import Conflict, NotFound, NotSupported, Unavailable
 from wherry.spec.engine import HostConfig
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from containerkit.life import LifeWorld, restart, until
-from wherry.containers.pause import pause, unpause
+from wherry.containers.life.pause import pause, unpause
+from wherry.containers.life.remove import remove
+from wherry.containers.life.rename import rename
 from wherry.containers.record import Status
-from wherry.containers.remove import remove
-from wherry.containers.rename import rename
 from wherry.errors import Conflict, InvalidParameter, NotFound, Unavailable
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from containerkit.life import LifeWorld
+from wherry.containers.making.sandbox import joined, request
+from wherry.containers.making.spec import check_security, shim_spec
 from wherry.containers.record import Container, MountPoint
-from wherry.containers.sandbox import joined, request
-from wherry.containers.spec import check_security, shim_spec
 from wherry.errors import Conflict, InvalidParameter
 from wherry.runtime.shim_client import LogSpec
 from wherry.spec.engine import EndpointSettings, HostConfig, LogConfig, NetworkingConfig, PortBinding

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from containerkit.life import ENDPOINT, PORT, REMOVES_ITSELF, LifeWorld, cancelled_at, restart, until
+from wherry.containers.life.pause import pause
+from wherry.containers.life.remove import remove
+from wherry.containers.life.start import exit_code_of, start, start_locked
+from wherry.containers.life.stop import stop
+from wherry.containers.life.wait import register
 from wherry.containers.live import PendingAttach
-from wherry.containers.pause import pause
 from wherry.containers.record import Status
-from wherry.containers.remove import remove
-from wherry.containers.start import exit_code_of, start, start_locked
-from wherry.containers.stop import stop
-from wherry.containers.wait import register
 from wherry.errors import Conflict, Failed, InvalidParameter, NotFound, NotModified, Unavailable
 from wherry.spec.engine import HostConfig, Mount
 

@@ -5,7 +5,7 @@ import pytest
 
 from containerkit.world import World
 from wherry.containers.record import Status
-from wherry.containers.stats import measure_v1, measure_v2, open_stats
+from wherry.containers.views.stats import measure_v1, measure_v2, open_stats
 from wherry.errors import NotFound
 
 

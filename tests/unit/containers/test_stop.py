@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from containerkit.life import REMOVES_ITSELF, LifeWorld, restart, until
-from wherry.containers import restart as restarting
-from wherry.containers.pause import pause
+from wherry.containers.life import restart as restarting
+from wherry.containers.life.pause import pause
+from wherry.containers.life.remove import remove
+from wherry.containers.life.stop import DEFAULT_TIMEOUT, kill, stop, timeout_of
+from wherry.containers.life.wait import register
 from wherry.containers.record import Container, Status
-from wherry.containers.remove import remove
-from wherry.containers.stop import DEFAULT_TIMEOUT, kill, stop, timeout_of
-from wherry.containers.wait import register
 from wherry.errors import Conflict, InvalidParameter, NotFound, NotModified, Unavailable
 
 

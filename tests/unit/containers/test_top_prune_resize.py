@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from containerkit.world import NOW, World
-from wherry.containers.prune import prune
+from wherry.containers.life.prune import prune
 from wherry.containers.record import Status
-from wherry.containers.resize import resize
-from wherry.containers.times import parse_time
-from wherry.containers.top import TITLES, find_ps, from_proc, parse, top
+from wherry.containers.streams.resize import resize
+from wherry.containers.views.times import parse_time
+from wherry.containers.views.top import TITLES, find_ps, from_proc, parse, top
 from wherry.errors import Conflict, Failed, InvalidParameter, NotFound
 from wherry.filters import Filters
 from wherry.spec.engine import ContainerConfig

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from containerkit.life import REMOVES_ITSELF, LifeWorld, restart, until
+from wherry.containers.life.remove import remove
+from wherry.containers.life.start import start
+from wherry.containers.life.stop import stop
+from wherry.containers.life.wait import register
 from wherry.containers.live import WaitResult
 from wherry.containers.record import Status
-from wherry.containers.remove import remove
-from wherry.containers.start import start
-from wherry.containers.stop import stop
-from wherry.containers.wait import register
 from wherry.errors import InvalidParameter, NotFound, Unavailable
 
 

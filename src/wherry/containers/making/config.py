@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from wherry.containers.signals import parse_signal
+from wherry.containers.making.signals import parse_signal
 from wherry.errors import InvalidParameter, NotSupported
 from wherry.ids import is_name
 from wherry.spec.engine import ContainerConfig, CreateContainer, HostConfig, LogConfig, Resources, words

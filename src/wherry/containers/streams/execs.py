@@ -11,12 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from wherry.aio import finish, settle
-from wherry.containers import detach
 from wherry.containers.deps import Deps
 from wherry.containers.live import Exec, Streams
 from wherry.containers.record import Container, Status
-from wherry.containers.relay import STDOUT, Stream, frame, relay
-from wherry.containers.shapes import Document
+from wherry.containers.streams import detach
+from wherry.containers.streams.relay import STDOUT, Stream, frame, relay
+from wherry.containers.views.shapes import Document
 from wherry.errors import Conflict, Failed, InvalidParameter, NotFound, WherryError
 from wherry.ids import ExecID, generate
 from wherry.kernel import cgroup

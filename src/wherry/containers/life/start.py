@@ -8,15 +8,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 from wherry.aio import finish, settle
-from wherry.containers import exits
 from wherry.containers.deps import Deps
-from wherry.containers.files import write_network_files
+from wherry.containers.life import exits
+from wherry.containers.life.stop import cancel_restart
 from wherry.containers.live import Live
-from wherry.containers.mounts import prepare_binds
+from wherry.containers.making.files import write_network_files
+from wherry.containers.making.mounts import prepare_binds
+from wherry.containers.making.sandbox import joined, request
+from wherry.containers.making.spec import shim_spec
 from wherry.containers.record import Container, State, Status
-from wherry.containers.sandbox import joined, request
-from wherry.containers.spec import shim_spec
-from wherry.containers.stop import cancel_restart
 from wherry.errors import Conflict, Failed, NotModified, WherryError
 from wherry.events import Event
 from wherry.network.networks import Sandbox
@@ -151,7 +151,7 @@ async def _take_back(deps: Deps, container: Container, live: Live, before: State
 async def _connected(deps: Deps, container: Container) -> AsyncIterator[Sandbox]:
     """The container's network; our fd of its namespace is closed at the end, when the shim has its own."""
     if joined(container) is not None:
-        yield Sandbox(netns=None, endpoints=())  # joined by path: see containers/spec.py
+        yield Sandbox(netns=None, endpoints=())  # joined by path: see containers/making/spec.py
         return
     sandbox = await deps.networks.connect(container.id, request(container))
     try:

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from wherry.aio import finish, settle
-from wherry.containers import config as checks
-from wherry.containers import names
 from wherry.containers.deps import Deps
-from wherry.containers.mounts import prepare_binds, resolve
+from wherry.containers.life.remove import discard
+from wherry.containers.making import config as checks
+from wherry.containers.making import names
+from wherry.containers.making.mounts import prepare_binds, resolve
+from wherry.containers.making.sandbox import joined, request
+from wherry.containers.making.spec import check_security
 from wherry.containers.record import Container, MountPoint
-from wherry.containers.remove import discard
-from wherry.containers.sandbox import joined, request
-from wherry.containers.spec import check_security
 from wherry.errors import InvalidParameter, NotFound
 from wherry.ids import ContainerID, generate, short
 from wherry.images.garbage import pinned

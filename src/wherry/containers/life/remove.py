@@ -6,9 +6,9 @@ from pathlib import Path
 
 from wherry.aio import finish, settle
 from wherry.containers.deps import Deps
+from wherry.containers.life.stop import end_now
 from wherry.containers.live import WaitResult
 from wherry.containers.record import Container, Status
-from wherry.containers.stop import end_now
 from wherry.digest import ChainID
 from wherry.errors import Conflict, NotFound, NotSupported, WherryError
 from wherry.ids import ContainerID

@@ -9,8 +9,8 @@ import struct
 from contextlib import suppress
 from typing import Protocol
 
-from wherry.containers.detach import Watcher
 from wherry.containers.live import Streams
+from wherry.containers.streams.detach import Watcher
 
 CHUNK = 256 << 10  # bytes read at a time
 STDOUT, STDERR = 1, 2

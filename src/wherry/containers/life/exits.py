@@ -5,11 +5,11 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from wherry.containers import execs
 from wherry.containers.deps import Deps
+from wherry.containers.life.remove import remove_locked
 from wherry.containers.live import WaitResult
 from wherry.containers.record import Container, Status
-from wherry.containers.remove import remove_locked
+from wherry.containers.streams import execs
 from wherry.errors import WherryError
 from wherry.events import Event
 from wherry.runtime.shim_client import Exit, Shim

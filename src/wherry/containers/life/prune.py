@@ -4,11 +4,11 @@ import logging
 import time
 
 from wherry.containers.deps import Deps
-from wherry.containers.listing import measure
+from wherry.containers.life.remove import remove_locked
 from wherry.containers.record import Container, Status
-from wherry.containers.remove import remove_locked
-from wherry.containers.shapes import Document
-from wherry.containers.times import parse_time
+from wherry.containers.views.listing import measure
+from wherry.containers.views.shapes import Document
+from wherry.containers.views.times import parse_time
 from wherry.errors import InvalidParameter, WherryError
 from wherry.events import Event
 from wherry.filters import NONE, Filters

@@ -2,10 +2,10 @@
 
 from wherry.aio import finish
 from wherry.containers.deps import Deps
+from wherry.containers.life.start import start_afresh
+from wherry.containers.life.stop import cancel_restart, end, signal_of, timeout_of
+from wherry.containers.making.signals import parse_signal
 from wherry.containers.record import Container
-from wherry.containers.signals import parse_signal
-from wherry.containers.start import start_afresh
-from wherry.containers.stop import cancel_restart, end, signal_of, timeout_of
 from wherry.errors import NotFound
 
 

@@ -3,11 +3,11 @@
 import msgspec
 
 from wherry.aio import settle
-from wherry.containers import shapes
 from wherry.containers.deps import Deps
-from wherry.containers.listing import list_containers, measure
 from wherry.containers.record import Container, Status
-from wherry.containers.shapes import Document, rfc3339_nano
+from wherry.containers.views import shapes
+from wherry.containers.views.listing import list_containers, measure
+from wherry.containers.views.shapes import Document, rfc3339_nano
 from wherry.runtime.security import MASKED_PATHS, READONLY_PATHS
 from wherry.spec.engine import ContainerConfig, words
 

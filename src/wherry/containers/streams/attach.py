@@ -8,12 +8,12 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from wherry.containers import detach
 from wherry.containers.deps import Deps
 from wherry.containers.live import PendingAttach, Streams
-from wherry.containers.logs import replay
 from wherry.containers.record import Container, Status
-from wherry.containers.relay import Stream, relay
+from wherry.containers.streams import detach
+from wherry.containers.streams.logs import replay
+from wherry.containers.streams.relay import Stream, relay
 from wherry.errors import Conflict, InvalidParameter, NotSupported, WherryError
 
 

@@ -8,8 +8,8 @@ from urllib.parse import quote_plus
 
 from wherry.containers.deps import Deps
 from wherry.containers.record import Container
-from wherry.containers.relay import STDERR, STDOUT, Stream, frame
-from wherry.containers.times import parse_time
+from wherry.containers.streams.relay import STDERR, STDOUT, Stream, frame
+from wherry.containers.views.times import parse_time
 from wherry.errors import InvalidParameter, NotSupported
 from wherry.logs import follow as following
 from wherry.logs.reader import Entry

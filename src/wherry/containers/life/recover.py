@@ -9,11 +9,11 @@ import time
 from collections.abc import Iterable
 
 from wherry.aio import settle
-from wherry.containers import exits
 from wherry.containers.deps import Deps
+from wherry.containers.life import exits
+from wherry.containers.life.remove import discard, remove_tree
+from wherry.containers.life.start import start_afresh, start_locked
 from wherry.containers.record import Container, Status
-from wherry.containers.remove import discard, remove_tree
-from wherry.containers.start import start_afresh, start_locked
 from wherry.errors import WherryError
 from wherry.ids import ContainerID
 from wherry.runtime.shim_client import Exit, Shim

@@ -11,10 +11,10 @@ import stat
 from collections.abc import AsyncIterator, Callable, Iterable
 
 from wherry.aio import finish, settle
+from wherry.containers.content.rootfs import Place, absolute, lookup, open_parent, open_place, target_of
 from wherry.containers.deps import Deps
 from wherry.containers.record import Container
-from wherry.containers.rootfs import Place, absolute, lookup, open_parent, open_place, target_of
-from wherry.containers.shapes import Document, rfc3339_nano
+from wherry.containers.views.shapes import Document, rfc3339_nano
 from wherry.errors import Forbidden, InvalidParameter, NotFound
 from wherry.images.feed import consume
 from wherry.kernel.files import openat2

@@ -1,7 +1,7 @@
 """rename: give a container another name."""
 
-from wherry.containers.config import check_name
 from wherry.containers.deps import Deps
+from wherry.containers.making.config import check_name
 from wherry.errors import InvalidParameter, NotFound
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from wherry.aio import settle
 from wherry.containers.deps import Deps
 from wherry.containers.record import Status
-from wherry.containers.shapes import Document
+from wherry.containers.views.shapes import Document
 from wherry.errors import Conflict, Failed, InvalidParameter, NotSupported
 
 DEFAULT_ARGS = "-ef"

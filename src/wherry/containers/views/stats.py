@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from wherry.aio import settle
 from wherry.containers.deps import Deps
 from wherry.containers.record import Container
-from wherry.containers.shapes import Document, rfc3339_nano
+from wherry.containers.views.shapes import Document, rfc3339_nano
 from wherry.errors import NotFound
 from wherry.kernel import cgroup
 

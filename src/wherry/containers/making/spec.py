@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from wherry.containers.config import log_limits
 from wherry.containers.deps import Deps
-from wherry.containers.files import NAMES
+from wherry.containers.making.config import log_limits
+from wherry.containers.making.files import NAMES
+from wherry.containers.making.sandbox import joined
 from wherry.containers.record import Container, MountPoint
-from wherry.containers.sandbox import joined
 from wherry.errors import Conflict, InvalidParameter
 from wherry.kernel import cgroup
 from wherry.runtime import devices, resources, security

@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from wherry.aio import settle
-from wherry.containers import shapes
 from wherry.containers.deps import Deps
 from wherry.containers.record import Container, Status
-from wherry.containers.shapes import Document
+from wherry.containers.views import shapes
+from wherry.containers.views.shapes import Document
 from wherry.errors import InvalidParameter, NotFound
 from wherry.filters import NONE, Filters
 

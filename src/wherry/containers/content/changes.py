@@ -2,7 +2,7 @@
 
 from wherry.aio import settle
 from wherry.containers.deps import Deps
-from wherry.containers.shapes import Document
+from wherry.containers.views.shapes import Document
 from wherry.storage import diff
 
 

@@ -7,8 +7,8 @@ from contextlib import suppress
 from wherry.aio import finish
 from wherry.containers.deps import Deps
 from wherry.containers.live import WaitResult
+from wherry.containers.making.signals import parse_signal
 from wherry.containers.record import Container, Status
-from wherry.containers.signals import parse_signal
 from wherry.errors import Conflict, Failed, NotFound, NotModified
 from wherry.runtime.shim_client import Unreachable
 

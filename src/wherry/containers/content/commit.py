@@ -6,8 +6,8 @@ from contextlib import asynccontextmanager
 
 from wherry import reference
 from wherry.aio import finish
-from wherry.containers.config import merge
 from wherry.containers.deps import Deps
+from wherry.containers.making.config import merge
 from wherry.containers.record import Container, Status
 from wherry.errors import Conflict, InvalidParameter, WherryError
 from wherry.images import changes as dockerfile

@@ -1,0 +1,1 @@
+"""A container's files: copied in and out, compared, committed."""

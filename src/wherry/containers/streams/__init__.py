@@ -1,0 +1,1 @@
+"""What flows in and out of a running container: attach, logs, exec, terminal size."""

@@ -1,0 +1,1 @@
+"""Docker's documents about containers: list, inspect, top, stats."""
