@@ -5,12 +5,14 @@ import contextlib
 import ipaddress
 import os
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 from netkit import HOST, NEIGHBOUR, World, ask_tcp, ask_udp, eventually, greeter, interface_names, make_socket
 
+from harness.descriptors import descriptors
 from wherry.errors import Failed, InvalidParameter, NotFound, NotSupported
 from wherry.ids import ContainerID, generate
 from wherry.kernel import netlink, nftables
@@ -414,16 +416,12 @@ async def test_a_mac_address_can_be_asked_for(host: Host) -> None:
         assert await call(ask_tcp, address(sandbox), 80) == "172.17.0.1"
 
 
-def fd_count() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
 def veths() -> set[str]:
     return {name for name in interface_names() if name.startswith("veth")}
 
 
-async def assert_nothing_held(host: Host, state: State, fds: int) -> None:
-    assert fd_count() == fds
+async def assert_nothing_held(host: Host, state: State, fds: Counter[str]) -> None:
+    assert not descriptors() - fds
     assert not state.rows("endpoints")
     assert "elements" not in published()
     assert eventually(lambda: not veths())
@@ -435,7 +433,7 @@ async def test_fifty_runs_leave_nothing(world: World) -> None:
         await host.run("8080:80", "5353:53/udp", container_id=(warm := new_id()))
         await host.networks.release(warm)
         host.close()
-        fds, ruleset = fd_count(), nftables.run("list ruleset")
+        fds, ruleset = descriptors(), nftables.run("list ruleset")
         for _ in range(50):
             container = new_id()
             sandbox = await host.run("8080:80", "5353:53/udp", ":90", container_id=container)
@@ -494,7 +492,7 @@ async def test_failure_at_any_step_leaves_nothing(world: World, broken: object) 
         await host.run("8080:80", container_id=(warm := new_id()))
         await host.networks.release(warm)
         host.close()
-        fds = fd_count()
+        fds = descriptors()
         with broken(state), pytest.raises(Failed):  # type: ignore[operator]
             await host.run("8080:80", "5353:53/udp")
         await assert_nothing_held(host, state, fds)
@@ -512,7 +510,7 @@ async def test_a_cancelled_connect_leaves_nothing(world: World, turns: int) -> N
         await host.run("8080:80", container_id=(warm := new_id()))
         await host.networks.release(warm)
         host.close()
-        fds = fd_count()
+        fds = descriptors()
         container = new_id()
         task = asyncio.create_task(host.run("8080:80", container_id=container))
         for _ in range(turns):
@@ -612,9 +610,11 @@ async def test_sctp_is_forwarded_though_nobody_can_hold_its_port(host: Host) -> 
 
 
 async def test_start_twice_changes_nothing(host: Host) -> None:
-    before = nftables.run("list ruleset"), interface_names(), fd_count()
+    before = nftables.run("list ruleset"), interface_names()
+    fds = descriptors()
     await host.networks.start({})
-    assert (nftables.run("list ruleset"), interface_names(), fd_count()) == before
+    assert (nftables.run("list ruleset"), interface_names()) == before
+    assert not descriptors() - fds
 
 
 async def test_stop_takes_everything_back(world: World) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import os
 import signal
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from conftest import leftovers, unframe
+from harness.descriptors import descriptors
 from wherry.kernel import process
 from wherry.kernel.process import Identity
 from wherry.runtime.shim_client import ExecSpec, Exit, Shim, Shims
@@ -171,16 +171,14 @@ async def test_a_restart_uses_the_same_layer_and_appends_to_the_log(world, crun)
 
 async def test_twenty_cycles_leak_nothing(world, crun):
     await world.run(["true"], crun)
-    gc.collect()
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     mounts = Path("/proc/self/mountinfo").read_text()
     zygote = world.shims._zygote.pid
     zygote_fds = len(os.listdir(f"/proc/{zygote}/fd"))
     for _ in range(20):
         streams, end = await world.run(["echo", "x"], crun)
         assert (streams, end.code) == ({1: b"x\n"}, 0)
-    gc.collect()
-    assert len(os.listdir("/proc/self/fd")) <= before  # one of the first run may have been on its way out
+    assert not descriptors() - before
     assert Path("/proc/self/mountinfo").read_text() == mounts
     assert len(os.listdir(f"/proc/{zygote}/fd")) == zygote_fds
     assert leftovers(world.made) == []

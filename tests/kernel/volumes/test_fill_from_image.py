@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.descriptors import descriptors
 from wherry.errors import InvalidParameter
 from wherry.events import Events
 from wherry.kernel.mount import overlay_mount
@@ -43,13 +44,14 @@ def layers(tmp_path: Path) -> list[Path]:
 async def test_an_empty_volume_gets_the_merged_content_with_owner_and_mode(
     volumes: Volumes, layers: list[Path]
 ) -> None:
-    before = Path("/proc/self/mountinfo").read_text(), len(os.listdir("/proc/self/fd"))
+    before, fds = Path("/proc/self/mountinfo").read_text(), descriptors()
     path = await volumes.ensure("data")
     await volumes.fill("data", [overlay_mount([str(layer) for layer in layers])], "/srv")
     assert {each.name: each.read_text() for each in path.iterdir()} == {"kept": "base", "changed": "new"}
     info = path.stat()
     assert (stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid) == (0o1777, 33, 44)
-    assert (Path("/proc/self/mountinfo").read_text(), len(os.listdir("/proc/self/fd"))) == before
+    assert Path("/proc/self/mountinfo").read_text() == before
+    assert not descriptors() - fds
 
 
 async def test_links_of_the_image_do_not_lead_out_of_it(volumes: Volumes, layers: list[Path]) -> None:

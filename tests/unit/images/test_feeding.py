@@ -7,12 +7,9 @@ from typing import BinaryIO
 
 import pytest
 
+from harness.descriptors import descriptors
 from wherry.images.feed import consume
 from wherry.images.progress import Bar, bar, human_size
-
-
-def open_fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
@@ -30,14 +27,14 @@ async def test_all_bytes_arrive_in_order():
 
 
 async def test_a_reader_that_has_enough_ends_the_stream():
-    before = open_fds()
+    before = descriptors()
 
     async def endless() -> AsyncIterator[bytes]:
         while True:
             yield bytes(1 << 16)
 
     assert await consume(endless(), lambda file: file.read(10)) == bytes(10)
-    assert open_fds() == before
+    assert not descriptors() - before
 
 
 async def test_a_readers_error_is_raised():
@@ -62,7 +59,7 @@ async def test_the_senders_error_comes_before_what_the_reader_makes_of_it():
 
 
 async def test_cancelled_it_ends_although_the_sender_is_silent():
-    before = open_fds()
+    before = descriptors()
     started = asyncio.Event()
     ended: list[bytes] = []
 
@@ -80,7 +77,7 @@ async def test_cancelled_it_ends_although_the_sender_is_silent():
     with pytest.raises(asyncio.CancelledError):
         await task
     assert ended == [b"begin"]
-    assert open_fds() == before
+    assert not descriptors() - before
 
 
 # --- progress lines ---------------------------------------------------------------------------------------------------
