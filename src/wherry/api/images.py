@@ -11,14 +11,14 @@ from wherry.api.progress import Report, follow
 from wherry.api.router import Router
 from wherry.containers.record import Status
 from wherry.errors import InvalidParameter, NotSupported
-from wherry.images import bootstrap as bootstrapping
-from wherry.images import import_ as importing
-from wherry.images import inspect as documents
-from wherry.images import load as loading
-from wherry.images import pull as pulling
-from wherry.images import remove as removing
-from wherry.images import save as saving
-from wherry.images import tag as tagging
+from wherry.images.archives import load as loading
+from wherry.images.archives import save as saving
+from wherry.images.making import bootstrap as bootstrapping
+from wherry.images.making import import_ as importing
+from wherry.images.transfer import pull as pulling
+from wherry.images.upkeep import remove as removing
+from wherry.images.upkeep import tag as tagging
+from wherry.images.views import inspect as documents
 from wherry.spec.distribution import ANONYMOUS, Auth, decode_auth
 from wherry.spec.image import decode_platform
 

@@ -17,7 +17,7 @@ from wherry.containers.views import listing
 from wherry.distribution.login import login
 from wherry.errors import InvalidParameter
 from wherry.filters import NONE
-from wherry.images.inspect import layers_size, list_images
+from wherry.images.views.inspect import layers_size, list_images
 from wherry.spec.distribution import Auth
 
 _NO_CACHE = {"Cache-Control": "no-cache, no-store, must-revalidate", "Pragma": "no-cache"}

@@ -26,7 +26,7 @@ from wherry.distribution.config import check as check_registries
 from wherry.errors import Failed
 from wherry.events import Events
 from wherry.images import deps as images
-from wherry.images.recover import recover as recover_images
+from wherry.images.upkeep.recover import recover as recover_images
 from wherry.kernel import cgroup
 from wherry.network.networks import NetworkConfig, Networks
 from wherry.runtime.shim_client import RuntimeSpec, Shims

@@ -17,7 +17,7 @@ from wherry.distribution.config import RegistryConfig
 from wherry.errors import NotFound
 from wherry.events import Events
 from wherry.images import deps as images
-from wherry.images.import_ import import_
+from wherry.images.making.import_ import import_
 from wherry.spec.engine import ContainerConfig
 from wherry.state import State
 from wherry.storage.content import ContentStore

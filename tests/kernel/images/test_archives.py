@@ -19,11 +19,11 @@ from imagekit.registry import FakeRegistry
 from imagekit.trees import files, unpack
 from imagekit.world import NOTHING, World
 from wherry.errors import Corrupt, InvalidParameter, NotFound, WherryError
-from wherry.images.load import load
-from wherry.images.pull import pull
-from wherry.images.remove import remove
-from wherry.images.save import save
-from wherry.images.tag import tag
+from wherry.images.archives.load import load
+from wherry.images.archives.save import save
+from wherry.images.transfer.pull import pull
+from wherry.images.upkeep.remove import remove
+from wherry.images.upkeep.tag import tag
 from wherry.storage.compression import Limits
 
 pytestmark = pytest.mark.kernel

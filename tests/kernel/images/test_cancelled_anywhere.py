@@ -8,11 +8,11 @@ import pytest
 from imagekit.making import make, tar
 from imagekit.registry import FakeRegistry
 from imagekit.world import NOTHING, World
-from wherry.images.bootstrap import bootstrap
-from wherry.images.import_ import import_
-from wherry.images.load import load
-from wherry.images.pull import pull
-from wherry.images.save import save
+from wherry.images.archives.load import load
+from wherry.images.archives.save import save
+from wherry.images.making.bootstrap import bootstrap
+from wherry.images.making.import_ import import_
+from wherry.images.transfer.pull import pull
 
 pytestmark = pytest.mark.kernel
 

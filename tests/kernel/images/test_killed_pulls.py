@@ -10,8 +10,8 @@ from imagekit.making import make
 from imagekit.registry import FakeRegistry
 from imagekit.trees import files
 from imagekit.world import NOTHING, World
-from wherry.images.recover import recover
-from wherry.images.remove import remove
+from wherry.images.upkeep.recover import recover
+from wherry.images.upkeep.remove import remove
 from wherry.storage.overlay import OverlaySnapshotter
 
 pytestmark = pytest.mark.kernel
@@ -23,7 +23,7 @@ import asyncio, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from imagekit.world import World
-from wherry.images.pull import pull
+from wherry.images.transfer.pull import pull
 from wherry.storage.overlay import OverlaySnapshotter
 
 async def main():

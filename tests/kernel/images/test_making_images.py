@@ -17,14 +17,14 @@ from imagekit.registry import FakeRegistry
 from imagekit.trees import files, opened
 from imagekit.world import NOTHING, World
 from wherry.errors import InvalidParameter, NotFound, WherryError
-from wherry.images.bootstrap import _run_apart, bootstrap
-from wherry.images.commit import commit
-from wherry.images.import_ import import_
-from wherry.images.inspect import history, inspect
-from wherry.images.load import load
-from wherry.images.pull import pull
-from wherry.images.remove import remove
-from wherry.images.save import save
+from wherry.images.archives.load import load
+from wherry.images.archives.save import save
+from wherry.images.making.bootstrap import _run_apart, bootstrap
+from wherry.images.making.commit import commit
+from wherry.images.making.import_ import import_
+from wherry.images.transfer.pull import pull
+from wherry.images.upkeep.remove import remove
+from wherry.images.views.inspect import history, inspect
 from wherry.reference import parse
 from wherry.spec.engine import ContainerConfig
 from wherry.spec.image import host_platform

@@ -12,9 +12,9 @@ from imagekit.registry import FakeRegistry
 from imagekit.trees import files
 from imagekit.world import NOTHING, World
 from wherry.errors import Corrupt, Failed, InvalidParameter, NotFound, NotSupported, WherryError
-from wherry.images.pull import pull
-from wherry.images.recover import recover
-from wherry.images.remove import remove
+from wherry.images.transfer.pull import pull
+from wherry.images.upkeep.recover import recover
+from wherry.images.upkeep.remove import remove
 from wherry.spec import image as spec
 from wherry.spec.distribution import Auth
 

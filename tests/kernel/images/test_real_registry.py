@@ -14,9 +14,9 @@ from imagekit.making import Made, compress, digest, encode, index, make
 from imagekit.trees import compare, files, unpack
 from imagekit.world import World
 from wherry.errors import NotFound
-from wherry.images.load import load
-from wherry.images.pull import pull
-from wherry.images.save import save
+from wherry.images.archives.load import load
+from wherry.images.archives.save import save
+from wherry.images.transfer.pull import pull
 from wherry.spec import image as spec
 
 pytestmark = pytest.mark.kernel

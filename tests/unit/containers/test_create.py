@@ -11,7 +11,7 @@ from wherry.containers.life.remove import remove
 from wherry.containers.life.start import start
 from wherry.containers.record import Status
 from wherry.errors import Conflict, InvalidParameter, NotFound, Unavailable
-from wherry.images.remove import remove as remove_image
+from wherry.images.upkeep.remove import remove as remove_image
 from wherry.spec.engine import HostConfig, RestartPolicy
 
 STEPS = [

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from wherry.images.bootstrap import DEFAULT_MIRROR, DEFAULT_SUITE, apt_layer, build_busybox, find_suite, trim_debian
+from wherry.images.making.bootstrap import (
+    DEFAULT_MIRROR,
+    DEFAULT_SUITE,
+    apt_layer,
+    build_busybox,
+    find_suite,
+    trim_debian,
+)
 
 DEB822 = """\
 # a comment

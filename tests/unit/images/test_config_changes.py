@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wherry.errors import InvalidParameter, WherryError
-from wherry.images.changes import apply, merge
+from wherry.images.making.changes import apply, merge
 from wherry.spec.engine import ContainerConfig, HealthConfig
 
 EMPTY = ContainerConfig()

@@ -6,7 +6,7 @@ from imagekit.making import make
 from imagekit.world import World
 from wherry.errors import InvalidParameter, NotFound
 from wherry.filters import NONE, Filters
-from wherry.images.inspect import history, inspect, layers_size, list_images, matches
+from wherry.images.views.inspect import history, inspect, layers_size, list_images, matches
 from wherry.reference import parse
 
 BASE = {"base": b"0"}

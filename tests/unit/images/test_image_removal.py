@@ -7,8 +7,8 @@ from imagekit.world import NOTHING, World, chain_of
 from wherry.errors import Conflict, NotFound
 from wherry.filters import Filters
 from wherry.images.garbage import collect_all, pinned, release
-from wherry.images.recover import recover
-from wherry.images.remove import ContainerUse, prune, remove
+from wherry.images.upkeep.recover import recover
+from wherry.images.upkeep.remove import ContainerUse, prune, remove
 
 BASE = {"base": b"0"}
 ONE = make([BASE, {"a": b"1"}])

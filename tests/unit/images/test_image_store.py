@@ -5,7 +5,7 @@ import pytest
 from imagekit.making import make
 from imagekit.world import World
 from wherry.errors import InvalidParameter, NotFound
-from wherry.images.tag import tag
+from wherry.images.upkeep.tag import tag
 from wherry.reference import parse
 
 ONE = make([{"a": b"1"}])

@@ -10,8 +10,8 @@ from wherry.containers.deps import Deps
 from wherry.containers.making.config import merge
 from wherry.containers.record import Container, Status
 from wherry.errors import Conflict, InvalidParameter, WherryError
-from wherry.images import changes as dockerfile
-from wherry.images import commit as images
+from wherry.images.making import changes as dockerfile
+from wherry.images.making import commit as images
 from wherry.runtime.shim_client import Shim
 from wherry.spec.engine import ContainerConfig
 

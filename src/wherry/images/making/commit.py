@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from wherry.errors import NotFound
-from wherry.images import changes as dockerfile
 from wherry.images.deps import Deps
 from wherry.images.garbage import leased
-from wherry.images.make import Out, add_image, add_layer, now
+from wherry.images.making import changes as dockerfile
+from wherry.images.making.make import Out, add_image, add_layer, now
 from wherry.images.record import Image
 from wherry.reference import Reference
 from wherry.spec.engine import ContainerConfig, words

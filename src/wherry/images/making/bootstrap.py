@@ -23,7 +23,7 @@ from wherry.errors import Failed, InvalidParameter
 from wherry.images.deps import Deps
 from wherry.images.garbage import leased
 from wherry.images.leases import Lease
-from wherry.images.make import Out, add_image, add_layer, now
+from wherry.images.making.make import Out, add_image, add_layer, now
 from wherry.images.progress import Progress
 from wherry.images.record import Image, Layer
 from wherry.reference import parse

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Sequence
 from typing import BinaryIO
 
 from wherry.errors import InvalidParameter
-from wherry.images import changes as dockerfile
 from wherry.images.deps import Deps
 from wherry.images.feed import consume
 from wherry.images.garbage import leased
 from wherry.images.layers import unpack
 from wherry.images.leases import Lease
-from wherry.images.make import add_image, keep, now
+from wherry.images.making import changes as dockerfile
+from wherry.images.making.make import add_image, keep, now
 from wherry.images.progress import Progress
 from wherry.images.record import Image
 from wherry.reference import Reference, parse_repository

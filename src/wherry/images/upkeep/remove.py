@@ -13,8 +13,8 @@ from wherry.filters import Filters
 from wherry.ids import short
 from wherry.images.deps import Deps
 from wherry.images.garbage import collect, collect_all
-from wherry.images.inspect import parse_until
 from wherry.images.record import Image
+from wherry.images.views.inspect import parse_until
 from wherry.reference import Reference, parse
 
 PRUNE_FILTERS = ("dangling", "label", "label!", "until")

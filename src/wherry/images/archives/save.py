@@ -16,8 +16,8 @@ import msgspec
 from wherry.aio import settle
 from wherry.digest import Digest, hex_part
 from wherry.errors import InvalidParameter, NotFound
+from wherry.images.archives.load import NAME, REF_NAME
 from wherry.images.deps import Deps
-from wherry.images.load import NAME, REF_NAME
 from wherry.images.record import Image
 from wherry.reference import Reference, is_identifier, parse
 from wherry.spec.image import OCI_INDEX, Descriptor, parse_platform, runs_on

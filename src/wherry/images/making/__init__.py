@@ -1,0 +1,1 @@
+"""Images made here: committed, imported, bootstrapped, converted."""

@@ -1,0 +1,1 @@
+"""What keeps the store in order: tags, removal, recovery, checks."""

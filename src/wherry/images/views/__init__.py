@@ -1,0 +1,1 @@
+"""Docker's documents about images: list, inspect, history, disk usage."""
