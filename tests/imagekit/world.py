@@ -13,7 +13,7 @@ from wherry.images.deps import Deps
 from wherry.images.record import Image, ImageID, Layer
 from wherry.kernel.mount import Mount
 from wherry.reference import parse
-from wherry.spec.image import OCI_LAYER_GZIP, decode_config, decode_manifest
+from wherry.spec.image import OCI_LAYER_GZIP, Descriptor, decode_config, decode_manifest
 from wherry.state import State
 from wherry.storage.content import ContentStore
 from wherry.storage.snapshot import Snapshotter, Usage, Whiteouts
@@ -122,8 +122,8 @@ class World:
             **{table: set(self.state.rows(table)) for table in ("images", "tags", "leases")},
         }
 
-    async def put(self, made: Made, *names: str, parent: str = "") -> Image:
-        """Make `made` an image without pulling: its layers are said to be there."""
+    async def put(self, made: Made, *names: str, parent: str = "", index: tuple[bytes, str] | None = None) -> Image:
+        """Make `made` an image without pulling: its layers are said to be there. `index`: what the names name."""
         config = decode_config(made.config)
         layers: list[Layer] = []
         for blob, diff_id in zip(made.layers, config.rootfs.diff_ids, strict=True):
@@ -145,8 +145,6 @@ class World:
         for data in (made.manifest, *made.blobs.values()):
             self.deps.content.write(data)
         manifest = decode_manifest(made.manifest)
-        from wherry.spec.image import Descriptor
-
         image = Image(
             id=ImageID(made.id),
             config=config,
@@ -157,7 +155,12 @@ class World:
             blobs=frozenset({Digest(made.digest), *map(Digest, made.blobs)}),
             parent=parent,
         )
-        return await self.deps.store.put(image, references=[parse(name).tagged() for name in names])
+        target = None
+        if index is not None:
+            top = self.deps.content.write(index[0])
+            target = Descriptor(media_type=index[1], digest=top, size=len(index[0]))
+        references = [parse(name).tagged() for name in names]
+        return await self.deps.store.put(image, references=references, target=target)
 
 
 NOTHING: dict[str, set[str]] = {

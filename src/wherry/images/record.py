@@ -7,10 +7,15 @@ Row in state table `images`, key the image ID (the config's digest):
      "blobs": [digest...],                # every blob the image keeps alive: manifests, indexes, config, layers
      "parent": id or "", "last_tagged": ns}
 
-Row in state table `tags`, key a familiar reference (`alpine:3.20`, `alpine@sha256:...`): {"id": image ID}.
+Row in state table `tags`, key a familiar reference (`alpine:3.20`, `alpine@sha256:...`):
+
+    {"id": image ID,                      # what the plain name means
+     "others": [image ID...],             # further platforms held of the same index
+     "target": descriptor,                # the document the name was given to: an index or a manifest
+     "blobs": [digest...]}                # what is held of it besides the images: the index, attestation manifests
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NewType
 
 import msgspec
@@ -51,6 +56,11 @@ class Image:
         return self.layers[-1].chain if self.layers else None
 
     @property
+    def manifest(self) -> Descriptor:
+        """The manifest that stands for it; of an image without one (of an early version) its config, size unknown."""
+        return self.manifests[0] if self.manifests else Descriptor(digest=Digest(self.id), size=0)
+
+    @property
     def diff_ids(self) -> tuple[DiffID, ...]:
         return tuple(layer.diff_id for layer in self.layers)
 
@@ -71,6 +81,20 @@ class Image:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """What a name stands for: one image, or the platforms held of an index."""
+
+    name: str  # familiar reference
+    descriptor: Descriptor  # of the index or manifest, whose bytes are in the content store
+    images: tuple[ImageID, ...]  # the first is what the plain name means; at least one
+    blobs: frozenset[Digest] = frozenset()  # kept alive besides the images' own
+
+    @property
+    def default(self) -> ImageID:
+        return self.images[0]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRow:
     manifests: list[Descriptor]
     layers: list[Layer]
@@ -82,6 +106,9 @@ class ImageRow:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TagRow:
     id: ImageID
+    others: list[ImageID] = field(default_factory=list)
+    target: Descriptor | None = None  # None in rows of before there were targets: the image's manifest
+    blobs: list[Digest] = field(default_factory=list)
 
 
 def encode(image: Image) -> bytes:
@@ -93,6 +120,12 @@ def encode(image: Image) -> bytes:
             parent=image.parent,
             last_tagged=image.last_tagged,
         )
+    )
+
+
+def encode_target(target: Target) -> bytes:
+    return msgspec.json.encode(
+        TagRow(id=target.default, others=list(target.images[1:]), target=target.descriptor, blobs=sorted(target.blobs))
     )
 
 

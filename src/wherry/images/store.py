@@ -1,5 +1,8 @@
 """Image store: which images there are and what they are called.
 
+A name has a target: one image, or the platforms held of an index, of which the plain name means the one that runs best
+here. An image that is only a further platform of its names is found by ID, or by name and platform.
+
 Everything is in memory; tables `images` and `tags` are written first, in one transaction, and memory follows. Images
 are values: a change of tags makes a new one. Used from the event loop only; reading never blocks.
 """
@@ -15,13 +18,13 @@ import msgspec
 from wherry.aio import finish, settle
 from wherry.digest import ChainID, Digest, is_digest
 from wherry.errors import Corrupt, InvalidParameter, NotFound, WherryError
-from wherry.images.record import Image, ImageID, ImageRow, TagRow, decode, encode
+from wherry.images.record import Image, ImageID, ImageRow, TagRow, Target, decode, encode, encode_target
 from wherry.reference import Reference, is_identifier, parse
-from wherry.spec.image import MAX_DOCUMENT, decode_config, parse_platform, runs_on
+from wherry.spec.image import MAX_DOCUMENT, Descriptor, Platform, decode_config, host_platform, parse_platform, rank
 from wherry.state import Change, Delete, Put, State
 from wherry.storage.content import ContentStore
 
-__all__ = ["Image", "ImageID", "ImageStore"]
+__all__ = ["Image", "ImageID", "ImageStore", "Target"]
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +38,8 @@ class ImageStore:
         self._lock = asyncio.Lock()
         self.complete = True  # every row could be read
         self._images: dict[ImageID, Image] = {}
-        self._tags: dict[str, ImageID] = {}
+        self._targets: dict[str, Target] = {}
+        self._names: dict[ImageID, set[str]] = {}
         for key, raw in state.rows("images").items():
             try:
                 self._images[ImageID(key)] = _load(content, ImageID(key), decode(raw))
@@ -43,13 +47,18 @@ class ImageStore:
                 log.error("image %s cannot be used and is left out: %s", key, exc)
                 self.complete = False
         for name, raw in state.rows("tags").items():
-            image_id = msgspec.json.decode(raw, type=TagRow).id
-            if image_id in self._images:
-                self._tags[name] = image_id
-            else:
-                log.error("tag %s names image %s, which is not there", name, image_id)
-        for image_id in self._images:
+            self._load_target(name, msgspec.json.decode(raw, type=TagRow))
+        for image_id in self._names:
             self._refresh(image_id)
+
+    def _load_target(self, name: str, row: TagRow) -> None:
+        here = tuple(image_id for image_id in (row.id, *row.others) if image_id in self._images)
+        for lost in {row.id, *row.others} - set(here):
+            log.error("tag %s names image %s, which is not there", name, lost)
+            self.complete = False
+        if here:
+            descriptor = row.target or self._images[here[0]].manifest
+            self._link(Target(name=name, descriptor=descriptor, images=here, blobs=frozenset(row.blobs)))
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -59,34 +68,54 @@ class ImageStore:
         A reference wins over an ID that begins with the same letters, as in Docker. With `platform` (`os/arch`) an
         image for another one counts as not found.
         """
-        image = self._get(name)
-        if platform:
-            wanted = parse_platform(platform)
-            if not runs_on(image.config.platform, wanted):
-                raise NotFound(
-                    f"image with reference {name} was found but does not provide the specified platform ({wanted})"
-                )
-        return image
+        found = self._resolve(name)
+        if not platform:
+            return found[0]
+        best = self._best(found, parse_platform(platform))
+        if best is None:
+            raise NotFound(
+                f"image with reference {name} was found but does not provide the specified platform "
+                f"({parse_platform(platform)})"
+            )
+        return best
 
-    def _get(self, name: str) -> Image:
+    def platforms(self, name: str) -> list[Image]:
+        """All images that `name` stands for, what the plain name means first. Raises as `get`."""
+        return self._resolve(name)
+
+    def _resolve(self, name: str) -> list[Image]:
         if is_digest(name):
-            return self._by_id(ImageID(name))
+            return [self._by_id(ImageID(name))]
         if is_identifier(name):
-            return self._by_id(ImageID(f"sha256:{name}"))
+            return [self._by_id(ImageID(f"sha256:{name}"))]
         reference = parse(name).tagged()
-        image_id = self._tags.get(_key(reference)) or self._by_prefix(name)
-        if image_id is None:
-            raise NotFound(f"No such image: {reference.familiar}")
-        return self._images[image_id]
+        if (target := self._targets.get(_key(reference))) is not None:
+            return [self._images[image_id] for image_id in target.images]
+        if (image_id := self._by_prefix(name)) is not None:
+            return [self._images[image_id]]
+        raise NotFound(f"No such image: {reference.familiar}")
+
+    @staticmethod
+    def _best(images: Sequence[Image], wanted: Platform) -> Image | None:
+        ranked = [(at, image) for image in images if (at := rank(image.config.platform, wanted)) is not None]
+        return min(ranked, key=lambda pair: pair[0])[1] if ranked else None
 
     def find(self, image_id: str) -> Image | None:
         """By exact ID."""
         return self._images.get(ImageID(image_id))
 
+    def target(self, reference: Reference) -> Target | None:
+        """What `reference` (its tag, or its digest) stands for now."""
+        return self._targets.get(_key(reference.tagged()))
+
     def tagged(self, reference: Reference) -> Image | None:
-        """What `reference` (its tag, or its digest) names now."""
-        image_id = self._tags.get(_key(reference.tagged()))
-        return self._images[image_id] if image_id else None
+        """The image that `reference` means without a platform."""
+        target = self.target(reference)
+        return self._images[target.default] if target else None
+
+    def targets(self) -> list[Target]:
+        """All names, in no order."""
+        return list(self._targets.values())
 
     def is_id(self, image: Image, name: str) -> bool:
         """True when `name` means `image` by its ID, not by a reference."""
@@ -101,68 +130,125 @@ class ImageStore:
         return [image for image in self._images.values() if image.parent == image_id]
 
     def live(self) -> tuple[set[Digest], set[ChainID]]:
-        """All blobs and all layers that some image needs."""
+        """All blobs and all layers that some image or name needs."""
         digests: set[Digest] = set()
         chains: set[ChainID] = set()
         for image in self._images.values():
             digests |= image.blobs
             chains.update(layer.chain for layer in image.layers)
+        for target in self._targets.values():
+            digests.add(target.descriptor.digest)
+            digests |= target.blobs
         return digests, chains
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
-    async def put(self, image: Image, *, references: Sequence[Reference] = (), also: Sequence[Change] = ()) -> Image:
+    async def put(
+        self,
+        image: Image,
+        *,
+        references: Sequence[Reference] = (),
+        target: Descriptor | None = None,
+        blobs: Iterable[Digest] = (),
+        also: Sequence[Change] = (),
+    ) -> Image:
         """Add `image` (or merge it into the one of the same ID) with `references` and `also`, in one transaction.
 
-        A reference that named another image is moved. Answers the image as it is now.
+        `target` is the document the references name (None: the image's manifest), `blobs` what is held of it besides
+        images. A reference that has the same target already keeps its other platforms beside this one; one that had
+        another is moved. Answers the image as it is now.
         """
-        return await finish(self._put(image, references, also))
+        return await finish(self._put(image, references, target or image.manifest, frozenset(blobs), also))
 
-    async def _put(self, image: Image, references: Sequence[Reference], also: Sequence[Change]) -> Image:
+    async def _put(
+        self,
+        image: Image,
+        references: Sequence[Reference],
+        descriptor: Descriptor,
+        blobs: frozenset[Digest],
+        also: Sequence[Change],
+    ) -> Image:
         async with self._lock:
             old = self._images.get(image.id)
             tagging = any(reference.tag for reference in references)
             merged = image if old is None else _merge(old, image)
             merged = replace(merged, last_tagged=time.time_ns() if tagging else merged.last_tagged)
-            keys = [_key(reference) for reference in references]
-            row = msgspec.json.encode(TagRow(id=image.id))
-            tags = [Put("tags", key, row) for key in keys]
+            targets = [self._joined(_key(reference), merged, descriptor, blobs) for reference in references]
+            tags = [Put("tags", target.name, encode_target(target)) for target in targets]
             await settle(self._state.write, Put("images", image.id, encode(merged)), *tags, *also)
             self._images[image.id] = merged
-            self._assign(keys, image.id)
+            for target in targets:
+                self._assign(target)
+            self._refresh(image.id)
             return self._images[image.id]
 
-    async def tag(self, image_id: ImageID, reference: Reference) -> Image:
-        """Let `reference` name the image. Raises NotFound when the image is gone meanwhile."""
-        return await finish(self._tag(image_id, reference))
+    def _joined(self, name: str, image: Image, descriptor: Descriptor, blobs: frozenset[Digest]) -> Target:
+        """The target of `name` with `image` in it."""
+        old = self._targets.get(name)
+        if old is None or old.descriptor.digest != descriptor.digest:
+            return Target(name=name, descriptor=descriptor, images=(image.id,), blobs=blobs)
+        others = [self._images[image_id] for image_id in old.images if image_id != image.id]
+        default = self._best([*others, image], host_platform()) or image
+        rest = [other.id for other in (image, *others) if other.id != default.id]
+        return replace(old, images=(default.id, *rest), blobs=old.blobs | blobs)
 
-    async def _tag(self, image_id: ImageID, reference: Reference) -> Image:
+    async def tag(self, name: str, reference: Reference) -> Image:
+        """Let `reference` stand for all that `name` (a reference or an ID) stands for. Raises as `get`."""
+        return await finish(self._tag(name, reference))
+
+    async def _tag(self, name: str, reference: Reference) -> Image:
         async with self._lock:
-            image = replace(self._by_id(image_id), last_tagged=time.time_ns())
+            image = replace(self._resolve(name)[0], last_tagged=time.time_ns())
+            source = None if self.is_id(image, name) else self.target(parse(name))
             key = _key(reference)
-            row = msgspec.json.encode(TagRow(id=image_id))
-            await settle(self._state.write, Put("images", image_id, encode(image)), Put("tags", key, row))
-            self._images[image_id] = image
-            self._assign([key], image_id)
-            return self._images[image_id]
+            target = (
+                replace(source, name=key) if source else Target(name=key, descriptor=image.manifest, images=(image.id,))
+            )
+            await settle(
+                self._state.write, Put("images", image.id, encode(image)), Put("tags", key, encode_target(target))
+            )
+            self._images[image.id] = image
+            self._assign(target)
+            self._refresh(image.id)
+            return self._images[image.id]
 
     async def remove(self, image_id: ImageID, *, names: Iterable[str], record: bool) -> None:
-        """Forget `names` (familiar references of this image) and, with `record`, the image itself; one transaction."""
+        """Forget `names` (familiar references of this image) and, with `record`, the image itself; one transaction.
+
+        A name that stands for other platforms too is forgotten for all of them. With `record`, names of the image that
+        are not in `names` go on without it, or go when it was all they stood for.
+        """
         await finish(self._remove(image_id, list(names), record))
 
     async def _remove(self, image_id: ImageID, names: list[str], record: bool) -> None:
         async with self._lock:
-            mine = [name for name in names if self._tags.get(name) == image_id]
-            changes: list[Change] = [Delete("tags", name) for name in mine]
+            mine = self._names.get(image_id, set())
+            gone = [name for name in dict.fromkeys(names) if name in mine]
+            left: list[Target] = []
+            changes: list[Change] = []
             if record:
                 changes.append(Delete("images", image_id))
+                for name in mine - set(gone):
+                    target = self._without(self._targets[name], image_id)
+                    left += [target] if target else []
+                    gone += [] if target else [name]
+            changes += [Delete("tags", name) for name in gone]
+            changes += [Put("tags", target.name, encode_target(target)) for target in left]
             await settle(self._state.write, *changes)
-            for name in mine:
-                del self._tags[name]
+            for target in left:
+                self._assign(target)
+            for name in gone:
+                self._drop(name)
             if record:
                 self._images.pop(image_id, None)
-            elif image_id in self._images:
-                self._refresh(image_id)
+                self._names.pop(image_id, None)
+
+    def _without(self, target: Target, image_id: ImageID) -> Target | None:
+        rest = [self._images[other] for other in target.images if other != image_id]
+        if not rest:
+            return None
+        default = self._best(rest, host_platform()) or rest[0]
+        return replace(target, images=(default.id, *(other.id for other in rest if other.id != default.id)))
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -184,19 +270,33 @@ class ImageStore:
     def _is_reference(self, name: str) -> bool:
         if is_digest(name) or is_identifier(name):
             return False
-        return _key(parse(name).tagged()) in self._tags
+        return _key(parse(name).tagged()) in self._targets
 
-    def _assign(self, keys: Sequence[str], image_id: ImageID) -> None:
-        touched = {self._tags.get(key, image_id) for key in keys} | {image_id}
-        self._tags.update(dict.fromkeys(keys, image_id))
-        for changed in touched:
-            self._refresh(changed)
+    def _assign(self, target: Target) -> None:
+        """Let its name stand for `target` in memory."""
+        self._drop(target.name)
+        self._link(target)
+        for image_id in target.images:
+            self._refresh(image_id)
+
+    def _link(self, target: Target) -> None:
+        self._targets[target.name] = target
+        for image_id in target.images:
+            self._names.setdefault(image_id, set()).add(target.name)
+
+    def _drop(self, name: str) -> None:
+        target = self._targets.pop(name, None)
+        for image_id in target.images if target else ():
+            self._names[image_id].discard(name)
+            self._refresh(image_id)
 
     def _refresh(self, image_id: ImageID) -> None:
-        """Rebuild the names an image shows from the table of tags."""
-        names = sorted(name for name, owner in self._tags.items() if owner == image_id)
+        """Rebuild the names an image shows."""
+        if (image := self._images.get(image_id)) is None:
+            return
+        names = sorted(self._names.get(image_id, ()))
         self._images[image_id] = replace(
-            self._images[image_id],
+            image,
             repo_tags=tuple(name for name in names if "@" not in name),
             repo_digests=tuple(name for name in names if "@" in name),
         )

@@ -455,10 +455,15 @@ def select(index: Index, wanted: Platform) -> Descriptor | None:
     return None
 
 
+def rank(have: Platform, wanted: Platform) -> int | None:
+    """How well an image for `have` runs where `wanted` is asked for: 0 is best; None: not at all."""
+    have = normalize(have)
+    for at, option in enumerate(candidates(wanted)):
+        if (have.os, have.architecture, have.variant) == (option.os, option.architecture, option.variant):
+            return at
+    return None
+
+
 def runs_on(have: Platform, wanted: Platform) -> bool:
     """True when an image for `have` runs where `wanted` is asked for."""
-    have = normalize(have)
-    return any(
-        (have.os, have.architecture, have.variant) == (option.os, option.architecture, option.variant)
-        for option in candidates(wanted)
-    )
+    return rank(have, wanted) is not None
