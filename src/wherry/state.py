@@ -30,6 +30,9 @@ TABLES = (
     "endpoints",  # container id -> addresses and ports held
     "volumes",  # volume name -> record
     "settings",  # engine id and the like
+    "registry_manifests",  # repository@digest -> what the registry knows of a manifest (registry/folder.py)
+    "registry_tags",  # repository:tag -> digest
+    "registry_blobs",  # repository@digest -> a blob visible there
 )
 VERSION = 1  # of the tables above: PRAGMA user_version
 LOG_RESERVE = 4608 << 10  # bytes; SQLite writes its log from the beginning again after 1000 pages
@@ -86,12 +89,11 @@ class State:
         found = int(self._db.execute("PRAGMA user_version").fetchone()[0])
         if found > VERSION:
             raise Failed(f"state file {self._where} was written by a newer Wherry (format {found}, we know {VERSION})")
-        if found == VERSION:
-            return
         self._db.execute("BEGIN IMMEDIATE")
         for table in TABLES:
             self._db.execute(f"CREATE TABLE IF NOT EXISTS {table} (key TEXT PRIMARY KEY, value BLOB) WITHOUT ROWID")
-        self._db.execute(f"PRAGMA user_version={VERSION}")
+        if found != VERSION:
+            self._db.execute(f"PRAGMA user_version={VERSION}")
         self._db.execute("COMMIT")
 
     def rows(self, table: str) -> Mapping[str, bytes]:

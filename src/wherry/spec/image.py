@@ -79,6 +79,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     artifact_type: str = ""
     config: Descriptor
     layers: list[Descriptor] = []
+    subject: Descriptor | None = None
     annotations: dict[str, str] | None = None
 
 
@@ -87,6 +88,7 @@ class Index(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     media_type: str = ""
     artifact_type: str = ""
     manifests: list[Descriptor] = []
+    subject: Descriptor | None = None
     annotations: dict[str, str] | None = None
 
 
@@ -211,7 +213,7 @@ def decode_manifest(raw: bytes, media_type: str = "") -> Manifest | Index:
         index = _convert(value, Index, "index")
         if len(index.manifests) > MAX_ENTRIES:
             raise InvalidParameter(f"index has {len(index.manifests)} entries; the limit is {MAX_ENTRIES}")
-        for entry in index.manifests:
+        for entry in (*index.manifests, *((index.subject,) if index.subject else ())):
             _check(entry, "index")
         return index
     if said not in MANIFESTS and "layers" not in value:
@@ -219,7 +221,7 @@ def decode_manifest(raw: bytes, media_type: str = "") -> Manifest | Index:
     manifest = _convert(value, Manifest, "manifest")
     if len(manifest.layers) > MAX_LAYERS:
         raise InvalidParameter(f"manifest has {len(manifest.layers)} layers; the limit is {MAX_LAYERS}")
-    for entry in (manifest.config, *manifest.layers):
+    for entry in (manifest.config, *manifest.layers, *((manifest.subject,) if manifest.subject else ())):
         _check(entry, "manifest")
     return manifest
 
