@@ -66,6 +66,47 @@ class KeyedLock:
                 self._locks[key] = (lock, users - 1)
 
 
+class SharedLock:
+    """Many at a time, or one alone. Who wants to be alone goes before those who come later."""
+
+    def __init__(self) -> None:
+        self._free = asyncio.Condition()
+        self._sharing = 0
+        self._waiting = 0
+        self._alone = False
+
+    @asynccontextmanager
+    async def shared(self) -> AsyncIterator[None]:
+        async with self._free:
+            await self._free.wait_for(lambda: not self._alone and not self._waiting)
+            self._sharing += 1
+        try:
+            yield
+        finally:
+            self._sharing -= 1
+            await finish(self._notify())
+
+    @asynccontextmanager
+    async def alone(self) -> AsyncIterator[None]:
+        async with self._free:
+            self._waiting += 1
+            try:
+                await self._free.wait_for(lambda: not self._alone and not self._sharing)
+                self._alone = True
+            finally:
+                self._waiting -= 1
+                self._free.notify_all()
+        try:
+            yield
+        finally:
+            self._alone = False
+            await finish(self._notify())
+
+    async def _notify(self) -> None:
+        async with self._free:
+            self._free.notify_all()
+
+
 class Background:
     """Long-lived tasks owned by one place: failures are logged with their name, `close` cancels and awaits the rest."""
 

@@ -92,13 +92,17 @@ class Problem(WherryError):
 
 def blob_unknown(repository: str, digest: str) -> Problem:
     return Problem(
-        Code.BLOB_UNKNOWN, f"repository {repository} has no blob {digest}", detail={"name": repository, "digest": digest}
+        Code.BLOB_UNKNOWN,
+        f"repository {repository} has no blob {digest}",
+        detail={"name": repository, "digest": digest},
     )
 
 
 def manifest_unknown(repository: str, name: str) -> Problem:
     return Problem(
-        Code.MANIFEST_UNKNOWN, f"repository {repository} has no manifest {name}", detail={"name": repository, "tag": name}
+        Code.MANIFEST_UNKNOWN,
+        f"repository {repository} has no manifest {name}",
+        detail={"name": repository, "tag": name},
     )
 
 

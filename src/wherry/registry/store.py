@@ -1,7 +1,7 @@
 """What a registry is kept in: the protocol between the server and its storage.
 
-Two stores are behind it: a folder of its own (`folder`), and the engine's images (made by the daemon). Small enough that
-object storage can follow: blobs are written once through an upload and read from any offset; everything else is
+Two stores are behind it: a folder of its own (`folder`), and the engine's images (made by the daemon). Small enough
+that object storage can follow: blobs are written once through an upload and read from any offset; everything else is
 documents by name.
 
 A repository exists from its first blob or manifest on. A blob is visible in the repositories it was uploaded or mounted

@@ -88,6 +88,10 @@ class ContentStore:
         """Begin, or take up again, the writing of a blob under the caller's name for it. Conflict when it is held."""
         return Ingest(self._ingest / hashlib.sha256(ref.encode()).hexdigest()[:32], self._blobs, ref, self._trace)
 
+    def ingest_at(self, path: Path, ref: str) -> "Ingest":
+        """Likewise with a file of the caller's, on the same file system: `recover` does not know of it."""
+        return Ingest(path, self._blobs, ref, self._trace)
+
     def delete(self, blob: Digest) -> None:
         """Remove a blob; nothing happens when it is not there. Open files stay readable."""
         self.path(blob).unlink(missing_ok=True)

@@ -1,0 +1,102 @@
+"""Blobs: reading (end-2), with ranges, and deleting (end-10)."""
+
+import re
+from typing import BinaryIO
+
+from aiohttp import web
+
+from wherry.aio import settle
+from wherry.registry.call import API_VERSION, Call
+from wherry.registry.errors import Code, Problem, blob_unknown
+
+CHUNK = 1 << 20  # bytes read and sent at a time
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)\Z", re.ASCII)
+
+
+async def head(call: Call) -> web.StreamResponse:
+    digest = call.digest(call.name)
+    try:
+        size = await call.store.blob_size(call.repository, digest)
+    except Problem:
+        if (answer := await call.hooks.missing_blob(call.request, call.repository, digest)) is None:
+            raise
+        return answer
+    answer = web.Response(status=200, headers=_headers(digest))
+    answer.content_length = size
+    return answer
+
+
+async def get(call: Call) -> web.StreamResponse:
+    digest = call.digest(call.name)
+    try:
+        size = await call.store.blob_size(call.repository, digest)
+        file = await call.store.open_blob(call.repository, digest)
+    except Problem as exc:
+        if exc.code is not Code.BLOB_UNKNOWN:
+            raise
+        if (other := await call.hooks.missing_blob(call.request, call.repository, digest)) is None:
+            raise blob_unknown(call.repository, digest) from exc
+        return other
+    with file:
+        start, end = _range(call, size)
+        answer = web.StreamResponse(status=200, headers=_headers(digest))
+        if (start, end) != (0, size):
+            answer.set_status(206)
+            answer.headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        answer.content_length = end - start
+        await answer.prepare(call.request)
+        await _send(answer, file, start, end)
+        await answer.write_eof()
+    call.happened("pull", digest=digest, size=end - start)
+    return answer
+
+
+def _headers(digest: str) -> dict[str, str]:
+    return {
+        **API_VERSION,
+        "Content-Type": "application/octet-stream",
+        "Docker-Content-Digest": digest,
+        "ETag": f'"{digest}"',
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "max-age=31536000",
+    }
+
+
+def _range(call: Call, size: int) -> tuple[int, int]:
+    """First byte and the one behind the last. A range that makes no sense is passed over, as RFC 9110 has it."""
+    match = _RANGE.match(call.request.headers.get("Range", ""))
+    if match is None or not (match[1] or match[2]):
+        return 0, size
+    if match[1]:
+        start, end = int(match[1]), min(int(match[2]) + 1, size) if match[2] else size
+        if match[2] and int(match[2]) < int(match[1]):
+            return 0, size
+    else:
+        start, end = max(0, size - int(match[2])), size
+    if start >= size or start >= end:
+        raise Problem(
+            Code.SIZE_INVALID,
+            f"the blob has {size} bytes; the range {match[0]} is outside of it",
+            status=416,
+            headers={"Content-Range": f"bytes */{size}"},
+        )
+    return start, end
+
+
+async def _send(answer: web.StreamResponse, file: BinaryIO, start: int, end: int) -> None:
+    file.seek(start)
+    left = end - start
+    while left:
+        data = await settle(file.read, min(CHUNK, left))
+        if not data:
+            raise ConnectionResetError("a blob became shorter while it was sent")
+        left -= len(data)
+        await answer.write(data)
+
+
+async def delete(call: Call) -> web.StreamResponse:
+    digest = call.digest(call.name)
+    await call.hooks.before_write(call.repository, 0)
+    await call.store.delete_blob(call.repository, digest)
+    call.happened("delete", digest=digest)
+    return call.answer(202)
