@@ -212,17 +212,24 @@ class ImageStore:
             self._refresh(image.id)
             return self._images[image.id]
 
-    async def remove(self, image_id: ImageID, *, names: Iterable[str], record: bool) -> None:
+    async def remove(
+        self, image_id: ImageID, *, names: Iterable[str], record: bool, unless_named: bool = False
+    ) -> bool:
         """Forget `names` (familiar references of this image) and, with `record`, the image itself; one transaction.
 
         A name that stands for other platforms too is forgotten for all of them. With `record`, names of the image that
-        are not in `names` go on without it, or go when it was all they stood for.
+        are not in `names` go on without it, or go when it was all they stood for; with `unless_named` such a name (a
+        pull may have given it a moment ago) means that nothing is done. Answers whether anything was.
         """
-        await finish(self._remove(image_id, list(names), record))
+        return await finish(self._remove(image_id, list(names), record, unless_named))
 
-    async def _remove(self, image_id: ImageID, names: list[str], record: bool) -> None:
+    async def _remove(self, image_id: ImageID, names: list[str], record: bool, unless_named: bool) -> bool:
         async with self._lock:
+            if record and image_id not in self._images:
+                return False
             mine = self._names.get(image_id, set())
+            if unless_named and not mine <= set(names):
+                return False
             gone = [name for name in dict.fromkeys(names) if name in mine]
             left: list[Target] = []
             changes: list[Change] = []
@@ -242,6 +249,7 @@ class ImageStore:
             if record:
                 self._images.pop(image_id, None)
                 self._names.pop(image_id, None)
+            return bool(gone) or record
 
     def _without(self, target: Target, image_id: ImageID) -> Target | None:
         rest = [self._images[other] for other in target.images if other != image_id]
