@@ -1,10 +1,12 @@
 """What every verb of this room is given."""
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from wherry.aio import KeyedLock
+from wherry.digest import ChainID, Digest
 from wherry.distribution.config import RegistryConfig
 from wherry.events import Event, Events
 from wherry.images.leases import Leases
@@ -15,6 +17,8 @@ from wherry.storage.snapshot import Snapshotter
 
 DOWNLOADS = 3  # layers fetched at a time, over all pulls, as in Docker
 EXTRACTIONS = 2  # layers unpacked at a time
+
+Roots = Callable[[], tuple[set[Digest], set[ChainID]]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +31,7 @@ class Deps:
     leases: Leases
     registry: RegistryConfig
     work: Path  # scratch space, emptied at start
+    roots: list[Roots] = field(default_factory=list)  # what others keep in the same stores: not garbage either
     locks: KeyedLock = field(default_factory=KeyedLock)
     downloads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DOWNLOADS))
     extractions: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(EXTRACTIONS))

@@ -64,6 +64,10 @@ async def _collect(deps: Deps, digests: set[Digest] | None, chains: list[ChainID
         live_digests, live_chains = deps.store.live()
         leased_digests, leased_chains = deps.leases.protected()
         keep_digests, keep_chains = live_digests | leased_digests, live_chains | leased_chains
+        for root in deps.roots:
+            digests_of_root, chains_of_root = root()
+            keep_digests |= digests_of_root
+            keep_chains |= chains_of_root
         return await settle(_sweep, deps, digests, chains, keep_digests, keep_chains)
 
 

@@ -5,6 +5,7 @@
 Source: OCI distribution-spec 1.1, "Error codes".
 """
 
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -117,6 +118,15 @@ def upload_unknown(repository: str, upload: str) -> Problem:
         Code.BLOB_UPLOAD_UNKNOWN,
         f"no upload {upload} to repository {repository}: it has ended or expired, begin a new one",
         detail={"name": repository, "uuid": upload},
+    )
+
+
+def incomplete(repository: str, lacking: Sequence[str]) -> Problem:
+    """A manifest was pushed before what it names."""
+    return Problem(
+        Code.MANIFEST_BLOB_UNKNOWN,
+        f"repository {repository} lacks what the manifest names, push that first: {', '.join(lacking[:10])}",
+        detail=[{"digest": digest} for digest in lacking],
     )
 
 

@@ -11,6 +11,7 @@ The engine keeps its own registry in the same way, with its content store and it
 
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ from wherry.digest import Digest
 from wherry.errors import Corrupt, NotFound
 from wherry.registry import catalog
 from wherry.registry.catalog import Catalog
-from wherry.registry.errors import Code, Problem, blob_unknown, manifest_unknown, upload_unknown
+from wherry.registry.errors import Code, Problem, blob_unknown, incomplete, manifest_unknown, upload_unknown
 from wherry.registry.manifests import describe, read
 from wherry.registry.store import MAX_MANIFEST, Named, Tag
 from wherry.spec.image import Descriptor, Index, Raw
@@ -146,6 +147,25 @@ class FolderStore:
             await self.write(catalog.put_blob(repository, digest, size=size, pushed=time.time_ns()))
             return True
 
+    async def link(self, repository: str, digest: Digest, size: int) -> None:
+        """Make a blob that is in the content store visible in `repository`."""
+        await self.write(catalog.put_blob(repository, digest, size=size, pushed=time.time_ns()))
+
+    async def expire_blobs(self, grace: float) -> int:
+        """Let go of blobs no manifest of their repository came to need within `grace` seconds; how many."""
+        limit = int((self._clock() - grace) * 1e9)
+        gone = 0
+        for name in self.catalog.page("", sys.maxsize):
+            async with self.guard.shared(), self._locks(name):
+                repository = self.catalog.find(name)
+                if repository is None:
+                    continue
+                needed = {digest for named in repository.manifests.values() for digest in named.blobs}
+                idle = [d for d, blob in repository.blobs.items() if d not in needed and blob.pushed < limit]
+                await self.write(*(catalog.drop_blob(name, digest) for digest in idle))
+                gone += len(idle)
+        return gone
+
     async def delete_blob(self, repository: str, digest: Digest) -> None:
         async with self.guard.shared(), self._locks(repository):
             self.catalog.blob(repository, digest)
@@ -222,10 +242,14 @@ class FolderStore:
             self._cache.pop(next(iter(self._cache)))
         self._cache[digest] = data
 
-    async def put_manifest(self, repository: str, raw: Raw, *, tag: str | None) -> Descriptor | None:
+    async def put_manifest(
+        self, repository: str, raw: Raw, *, tag: str | None, complete: bool = False
+    ) -> Descriptor | None:
+        """`complete`: the caller knows that all it needs is here."""
         named, document = read(raw)
         async with self.guard.shared(), self._locks(repository):
-            self._check_complete(repository, named, document)
+            if not complete:
+                self._check_complete(repository, named, document)
             await settle(self.content.write, raw.data)
             changes: list[Change] = [catalog.put_manifest(repository, named)]
             if tag is not None:
@@ -243,11 +267,7 @@ class FolderStore:
         if isinstance(document, Index):
             lacking = [digest for digest in named.children if digest not in known_manifests]
         if lacking:
-            raise Problem(
-                Code.MANIFEST_BLOB_UNKNOWN,
-                f"repository {repository} lacks what the manifest names: {', '.join(lacking[:10])}: push that first",
-                detail=[{"digest": digest} for digest in lacking],
-            )
+            raise incomplete(repository, lacking)
 
     async def delete_manifest(self, repository: str, digest: Digest) -> None:
         async with self.guard.shared(), self._locks(repository):
