@@ -5,6 +5,7 @@ before they expire. Credentials go to the registry and to the realm it names, ne
 text when the registry itself was reached by TLS.
 """
 
+import asyncio
 import base64
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -13,6 +14,7 @@ from urllib.parse import urlencode, urlsplit
 
 import msgspec
 
+from wherry.distribution.errors import Refused
 from wherry.errors import Failed
 from wherry.spec.distribution import Auth, Token
 
@@ -99,28 +101,40 @@ Ask = Callable[[TokenRequest], Awaitable[bytes]]
 class Authorizer:
     """The credentials of one user at one registry endpoint, and the tokens got with them."""
 
-    def __init__(self, auth: Auth, *, plain: bool, ask: Ask, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        auth: Auth,
+        *,
+        plain: bool,
+        ask: Ask,
+        offline: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._auth = auth
         self._plain = plain  # the registry itself is spoken to in clear text
         self._ask = ask
+        self._offline = offline  # an identity token is wanted, to be used instead of the password from now on
         self._clock = clock
         self._challenges: list[Challenge] = []
-        self._tokens: dict[str, tuple[str, float]] = {}  # scope -> token, end of its life
+        self._tokens: dict[tuple[str, ...], tuple[str, float]] = {}  # scopes -> token, end of its life
+        self._asking = asyncio.Lock()  # parallel requests need one token, not one each
+        self.identity_token = ""  # what the token server gave for later
 
     def learn(self, challenges: Sequence[Challenge]) -> None:
         """Remember what the registry asks for."""
         if challenges:
             self._challenges = list(challenges)
 
-    def forget(self, scope: str) -> None:
-        """The token for `scope` was refused."""
-        self._tokens.pop(scope, None)
+    def forget(self, scopes: tuple[str, ...]) -> None:
+        """The token for `scopes` was refused."""
+        self._tokens.pop(scopes, None)
 
-    async def header(self, scope: str) -> str | None:
-        """The Authorization header for a request within `scope`; None when none is wanted or none can be made."""
+    async def header(self, scopes: tuple[str, ...]) -> str | None:
+        """The Authorization header for a request within `scopes`; None when none is wanted or none can be made."""
         for challenge in self._challenges:
             if challenge.scheme == "bearer":
-                return f"Bearer {await self._token(challenge, scope)}"
+                async with self._asking:
+                    return f"Bearer {await self._token(challenge, scopes)}"
             if challenge.scheme == "basic" and self._auth.username:
                 return self._basic()
         return None
@@ -134,27 +148,25 @@ class Authorizer:
         pair = f"{self._auth.username}:{self._auth.password}".encode()
         return "Basic " + base64.b64encode(pair).decode()
 
-    async def _token(self, challenge: Challenge, scope: str) -> str:
+    async def _token(self, challenge: Challenge, scopes: tuple[str, ...]) -> str:
         if self._auth.registrytoken:
             return self._auth.registrytoken
-        known = self._tokens.get(scope)
+        known = self._tokens.get(scopes)
         if known is not None and known[1] > self._clock():
             return known[0]
-        raw = await self._ask(self._request(challenge, scope))
-        try:
-            answer = msgspec.json.decode(raw, type=Token)
-        except msgspec.MsgspecError as exc:
-            raise Failed(f"unable to decode token response: {exc}") from exc
+        answer = _decode(await self._answer(challenge, [scope for scope in scopes if scope]))
         token = answer.token or answer.access_token
         if not token:
             raise Failed("authorization server did not include a token in the response")
         if not token.isascii() or not token.isprintable():
             raise Failed("authorization server sent a token that cannot be a header")
+        if self._offline:
+            self.identity_token = answer.refresh_token or ""
         life = max(float(answer.expires_in or 0), MINIMUM_LIFE)
-        self._tokens[scope] = (token, self._clock() + life - LEEWAY)
+        self._tokens[scopes] = (token, self._clock() + life - LEEWAY)
         return token
 
-    def _request(self, challenge: Challenge, scope: str) -> TokenRequest:
+    async def _answer(self, challenge: Challenge, scopes: list[str]) -> bytes:
         realm = challenge.parameters.get("realm", "")
         parts = urlsplit(realm)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -164,20 +176,38 @@ class Authorizer:
             raise Failed(f"refusing to send credentials to the token server {realm[:200]} in clear text")
         service = challenge.parameters.get("service", "")
         if self._auth.identitytoken:
-            form = {
-                "grant_type": "refresh_token",
-                "refresh_token": self._auth.identitytoken,
-                "service": service,
-                "client_id": CLIENT_ID,
-                "scope": scope,
-            }
-            return TokenRequest(realm, {}, form)
+            grant = {"grant_type": "refresh_token", "refresh_token": self._auth.identitytoken}
+            return await self._ask(_by_form(realm, grant, service, scopes))
+        if self._offline and self._auth.username:
+            grant = {"grant_type": "password", "username": self._auth.username, "password": self._auth.password}
+            try:
+                return await self._ask(_by_form(realm, {**grant, "access_type": "offline"}, service, scopes))
+            except Refused as exc:
+                if exc.transient:
+                    raise  # else it may know only the older way
+        return await self._ask(self._by_query(realm, service, scopes))
+
+    def _by_query(self, realm: str, service: str, scopes: list[str]) -> TokenRequest:
+        """The way of Docker's token specification."""
         query = [("service", service)] if service else []
-        if scope:
-            query.append(("scope", scope))
+        query += [("scope", scope) for scope in scopes]
         headers = {}
         if self._auth.username:
             query.append(("account", self._auth.username))
             headers["Authorization"] = self._basic()
-        joint = "&" if parts.query else "?"
+        if self._offline:
+            query += [("offline_token", "true"), ("client_id", CLIENT_ID)]
+        joint = "&" if urlsplit(realm).query else "?"
         return TokenRequest(realm + joint + urlencode(query), headers, None)
+
+
+def _by_form(realm: str, grant: dict[str, str], service: str, scopes: list[str]) -> TokenRequest:
+    """The way of OAuth 2 (RFC 6749)."""
+    return TokenRequest(realm, {}, {**grant, "service": service, "client_id": CLIENT_ID, "scope": " ".join(scopes)})
+
+
+def _decode(raw: bytes) -> Token:
+    try:
+        return msgspec.json.decode(raw, type=Token)
+    except msgspec.MsgspecError as exc:
+        raise Failed(f"unable to decode token response: {exc}") from exc

@@ -37,6 +37,7 @@ class Refused(Failed):
         super().__init__(text)
         self.status = status
         self.code = code
+        self.retry_after: float | None = None  # seconds, when the registry says
 
     @property
     def transient(self) -> bool:

@@ -1,87 +1,55 @@
-"""A repository to pull from: its endpoints tried in order, documents verified, blobs streamed.
+"""What a pull reads from a repository: documents verified, blobs streamed, tags listed."""
 
-The first endpoint that answers a ping is used; a mirror that cannot serve what is asked for is passed over. An https
-endpoint that answered is never followed by http: credentials and images stay on the better channel.
-"""
-
-import logging
 import re
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import msgspec
 
 from wherry.digest import Digest, is_digest, of
-from wherry.distribution.config import Endpoint, RegistryConfig, endpoints
-from wherry.distribution.endpoint import Connection, connect, read_limited
-from wherry.distribution.errors import Refused, Unreachable, mismatch
+from wherry.distribution.config import RegistryConfig
+from wherry.distribution.endpoint import Connection, read_limited
+from wherry.distribution.errors import mismatch
+from wherry.distribution.repository import Repository, open_repository
 from wherry.errors import Failed, WherryError
 from wherry.reference import Reference
 from wherry.spec.distribution import Auth, TagList
 from wherry.spec.image import ACCEPT, DOCKER_SCHEMA1, MAX_DOCUMENT, Descriptor, Raw
-
-log = logging.getLogger(__name__)
 
 MAX_TAGS = 100_000  # of one repository, with all pages
 PAGE = 1000  # tags asked for at a time
 MAX_PAGE = 8 << 20  # bytes of one page of tags
 _NEXT = re.compile(r"<([^<>]*)>\s*;\s*rel=\"?next\"?")
 
+T = TypeVar("T")
+
 
 class Source:
     """Made by `open_source`; valid inside that block."""
 
-    def __init__(self, config: RegistryConfig, reference: Reference, auth: Auth, undo: AsyncExitStack) -> None:
-        self._config = config
-        self._path = reference.path
-        self._auth = auth
-        self._undo = undo
-        self._scope = f"repository:{reference.path}:pull"
-        self._waiting: list[Endpoint] = []
-        self._connection: Connection | None = None
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._path = repository.path
 
-    async def start(self, choices: Sequence[Endpoint]) -> None:
-        self._waiting = list(choices)
-        await self._next(None)
-
-    async def _next(self, cause: WherryError | None) -> None:
-        """Move to the next endpoint that answers; raises the first's error when none does."""
-        while self._waiting:
-            endpoint = self._waiting.pop(0)
-            connection = await self._undo.enter_async_context(connect(self._config, endpoint, self._auth))
+    async def _anywhere(self, ask: Callable[[Connection], Awaitable[T]]) -> T:
+        """What `ask` answers at the first endpoint, from the one in use on, where it does not fail."""
+        while True:
+            here = self._repository.connection
             try:
-                await connection.ping()
-            except (Unreachable, Refused) as exc:
-                log.debug("registry endpoint %s is passed over: %s", endpoint.base, exc)
-                cause = exc
-                continue
-            if not endpoint.mirror:
-                self._waiting.clear()
-            self._connection = connection
-            return
-        raise cause or Failed("no registry endpoint to ask")
-
-    def _here(self) -> Connection:
-        assert self._connection is not None
-        return self._connection
+                return await ask(here)
+            except WherryError as exc:
+                await self._repository.leave(here, exc)
 
     async def manifest(self, name: str) -> Raw:
         """The manifest or index called `name` (tag or digest), verified."""
-        while True:
-            here = self._here()
-            try:
-                return await self._manifest(here, name)
-            except WherryError as exc:
-                if not here.endpoint.mirror:
-                    raise
-                await self._next(exc)
+        return await self._anywhere(lambda here: self._manifest(here, name))
 
     async def _manifest(self, here: Connection, name: str) -> Raw:
         accept = {"Accept": ", ".join((*ACCEPT, *sorted(DOCKER_SCHEMA1)))}  # schema 1 too: to be refused in words
-        path = f"/v2/{self._path}/manifests/{name}"
-        async with here.request("GET", path, scope=self._scope, headers=accept) as response:
+        async with self._repository.request("GET", f"manifests/{name}", connection=here, headers=accept) as response:
             data = await read_limited(response, MAX_DOCUMENT, f"manifest {name} of {self._path}")
             said = response.headers.get("Docker-Content-Digest", "")
             media_type = response.headers.get("Content-Type", "").partition(";")[0].strip()
@@ -95,7 +63,10 @@ class Source:
         """A small blob (an image config), verified."""
         if descriptor.size > MAX_DOCUMENT:
             raise Failed(f"blob {descriptor.digest} is {descriptor.size} bytes long; the limit is {MAX_DOCUMENT}")
-        async with self.blob(descriptor.digest) as (response, _):
+        return await self._anywhere(lambda here: self._document(here, descriptor))
+
+    async def _document(self, here: Connection, descriptor: Descriptor) -> bytes:
+        async with self._repository.request("GET", f"blobs/{descriptor.digest}", connection=here) as response:
             data = await read_limited(response, MAX_DOCUMENT, f"blob {descriptor.digest}")
         if of(data) != descriptor.digest:
             raise mismatch("blob", descriptor.digest, of(data))
@@ -107,16 +78,27 @@ class Source:
     async def blob(self, digest: Digest, *, offset: int = 0) -> AsyncIterator[tuple[aiohttp.ClientResponse, int]]:
         """An open answer with the blob's bytes, and where they really begin: 0 when the registry ignores ranges."""
         headers = {"Range": f"bytes={offset}-"} if offset else {}
-        path = f"/v2/{self._path}/blobs/{digest}"
-        async with self._here().request("GET", path, scope=self._scope, headers=headers) as response:
+        async with self._repository.request("GET", f"blobs/{digest}", headers=headers) as response:
             yield response, _start(response, offset)
+
+    @property
+    def connection(self) -> Connection:
+        """The one in use, to be told of in `leave`."""
+        return self._repository.connection
+
+    async def leave(self, connection: Connection, cause: WherryError) -> None:
+        """Pass over the mirror behind `connection`; raises `cause` when it is the registry itself."""
+        await self._repository.leave(connection, cause)
 
     async def tags(self) -> list[str]:
         """All tags, in the registry's order."""
+        return await self._anywhere(self._tags)
+
+    async def _tags(self, here: Connection) -> list[str]:
         found: list[str] = []
-        path = f"/v2/{self._path}/tags/list?n={PAGE}"
-        while path:
-            async with self._here().request("GET", path, scope=self._scope) as response:
+        what = f"tags/list?n={PAGE}"
+        while what:
+            async with self._repository.request("GET", what, connection=here) as response:
                 raw = await read_limited(response, MAX_PAGE, f"list of tags of {self._path}")
                 link = _NEXT.search(response.headers.get("Link", ""))
             try:
@@ -125,7 +107,7 @@ class Source:
                 raise Failed(f"list of tags of {self._path} cannot be read: {exc}") from exc
             if len(found) > MAX_TAGS:
                 raise Failed(f"repository {self._path} has more than {MAX_TAGS} tags")
-            path = _page(link[1], path) if link else ""
+            what = _page(link[1], what) if link else ""
         return found
 
 
@@ -151,7 +133,5 @@ def _page(link: str, before: str) -> str:
 @asynccontextmanager
 async def open_source(config: RegistryConfig, reference: Reference, auth: Auth) -> AsyncIterator[Source]:
     """Find a registry that serves `reference`'s domain. Raises Unreachable or Refused in Docker's words."""
-    async with AsyncExitStack() as undo:
-        source = Source(config, reference, auth, undo)
-        await source.start(await endpoints(config, reference.domain))
-        yield source
+    async with open_repository(config, reference, auth) as repository:
+        yield Source(repository)

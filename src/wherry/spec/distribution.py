@@ -26,9 +26,9 @@ class ErrorBody(msgspec.Struct, frozen=True):
 
 
 class Token(msgspec.Struct, frozen=True):
-    token: str = ""
-    access_token: str = ""
-    refresh_token: str = ""
+    token: str | None = None
+    access_token: str | None = None
+    refresh_token: str | None = None
     expires_in: int | float | None = None  # seconds
     issued_at: str | None = None
 

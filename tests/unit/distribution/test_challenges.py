@@ -92,12 +92,12 @@ async def test_a_token_is_asked_for_once_until_it_is_about_to_expire():
     now = 0.0
     server = Server({"token": "t", "expires_in": 100})
     auth = authorizer(server, clock=lambda: now)
-    assert await auth.header("scope") == "Bearer t"
+    assert await auth.header(("scope",)) == "Bearer t"
     now = 89.0
-    await auth.header("scope")
+    await auth.header(("scope",))
     assert len(server.asked) == 1
     now = 91.0
-    await auth.header("scope")
+    await auth.header(("scope",))
     assert len(server.asked) == 2
     assert server.asked[0].url == "https://auth/token?a=b&service=reg&scope=scope"
 
@@ -105,17 +105,17 @@ async def test_a_token_is_asked_for_once_until_it_is_about_to_expire():
 async def test_a_token_is_kept_per_scope():
     server = Server({"access_token": "t"})
     auth = authorizer(server)
-    await auth.header("one")
-    await auth.header("two")
-    await auth.header("one")
+    await auth.header(("one",))
+    await auth.header(("two",))
+    await auth.header(("one",))
     assert len(server.asked) == 2
 
 
 async def test_a_password_goes_to_the_token_server_as_basic_and_an_identity_token_as_a_form():
     server = Server({"token": "t"})
-    await authorizer(server, Auth(username="ann", password="p")).header("s")
+    await authorizer(server, Auth(username="ann", password="p")).header(("s",))
     assert server.asked[0].headers["Authorization"] == "Basic " + base64.b64encode(b"ann:p").decode()
-    await authorizer(server, Auth(identitytoken="id")).header("s")
+    await authorizer(server, Auth(identitytoken="id")).header(("s",))
     assert server.asked[1].form is not None
     assert server.asked[1].form["refresh_token"] == "id"
     assert server.asked[1].form["grant_type"] == "refresh_token"
@@ -123,7 +123,7 @@ async def test_a_password_goes_to_the_token_server_as_basic_and_an_identity_toke
 
 async def test_a_registry_token_is_used_as_it_is():
     server = Server({})
-    assert await authorizer(server, Auth(registrytoken="rt")).header("s") == "Bearer rt"
+    assert await authorizer(server, Auth(registrytoken="rt")).header(("s",)) == "Bearer rt"
     assert server.asked == []
 
 
@@ -132,17 +132,17 @@ async def test_credentials_are_not_sent_in_clear_text_to_a_token_server_of_an_en
     auth = authorizer(server, Auth(username="ann", password="p"))
     auth.learn([Challenge("bearer", {"realm": "http://auth/token"})])
     with pytest.raises(Failed, match="in clear text"):
-        await auth.header("s")
+        await auth.header(("s",))
     assert server.asked == []
     plain = authorizer(server, Auth(username="ann", password="p"), plain=True)
     plain.learn([Challenge("bearer", {"realm": "http://auth/token"})])
-    assert await plain.header("s") == "Bearer t"
+    assert await plain.header(("s",)) == "Bearer t"
 
 
 @pytest.mark.parametrize("answer", [{}, {"token": ""}, {"token": "a\r\nb: c"}, {"token": 1}, []])
 async def test_a_bad_token_answer_is_refused(answer):
     with pytest.raises(Failed, match="token"):
-        await authorizer(Server(answer)).header("s")
+        await authorizer(Server(answer)).header(("s",))
 
 
 @pytest.mark.parametrize("realm", ["", "ftp://x", "file:///etc/passwd", "https://"])
@@ -150,4 +150,4 @@ async def test_a_realm_that_is_no_web_address_is_refused(realm):
     auth = authorizer(Server({"token": "t"}))
     auth.learn([Challenge("bearer", {"realm": realm})])
     with pytest.raises(Failed, match="realm"):
-        await auth.header("s")
+        await auth.header(("s",))
