@@ -105,7 +105,7 @@ def check_name(repository: str) -> None:
 def build_app(store: RegistryStore, *, hooks: Hooks | None = None) -> web.Application:
     """The application that serves `store`; others may add paths outside /v2/ to it."""
     app = web.Application(client_max_size=0)
-    serve = Server(store, hooks or Hooks())
+    serve = Server(store, hooks or Hooks()).serve
     app.router.add_route("*", "/v2", serve)
     app.router.add_route("*", "/v2/{rest:.*}", serve)
     return app
@@ -116,7 +116,7 @@ class Server:
         self._store = store
         self._hooks = hooks
 
-    async def __call__(self, request: web.Request) -> web.StreamResponse:
+    async def serve(self, request: web.Request) -> web.StreamResponse:
         try:
             return await self._answer(request)
         except WherryError as exc:

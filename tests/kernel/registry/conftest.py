@@ -1,0 +1,44 @@
+"""The engine's images behind a registry on loopback."""
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+import pytest
+from aiohttp.test_utils import TestServer
+
+from imagekit.pushing import Pusher
+from imagekit.world import World
+from wherry.daemon.engine_registry import EngineStore
+from wherry.images.upkeep.remove import ContainerUse
+from wherry.registry.server import build_app
+from wherry.storage.overlay import OverlaySnapshotter
+
+DOMAIN = "registry.test:5000"
+
+
+@dataclass
+class Hosted:
+    world: World
+    store: EngineStore
+    push: Pusher
+    in_use: dict[str, list[ContainerUse]] = field(default_factory=dict)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    root = tmp_path / "world"
+    root.mkdir()
+    made = World(root, OverlaySnapshotter(root))
+    yield made
+    made.snapshots.close()
+
+
+@pytest.fixture
+async def hosted(world: World) -> AsyncIterator[Hosted]:
+    in_use: dict[str, list[ContainerUse]] = {}
+    store = EngineStore(world.deps, domain=DOMAIN, uploads=world.root / "uploads", in_use=lambda: in_use)
+    async with TestServer(build_app(store)) as server, aiohttp.ClientSession() as session:
+        yield Hosted(world, store, Pusher(session, str(server.make_url("")).rstrip("/")), in_use)
+    await store.rest.close()
