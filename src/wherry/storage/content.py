@@ -2,9 +2,11 @@
 
     <root>/blobs/sha256/<hex>    committed, mode 0444
     <root>/ingest/<name>         being written (name: digest of its ref); what is there at start-up is garbage
+    <root>/ingest/partial-<hex>  a download of sha256:<hex>, which a later one goes on with, also after a restart
 
 A blob becomes visible by one rename, after fsync, and only if its digest is the expected one. An ingest is held by one
-writer at a time (flock); one that was left may be taken up again where it stopped, until `recover`.
+writer at a time (flock); one that was left may be taken up again where it stopped: until `recover`, and a download
+(`download_ref`) until nobody has written to it for PARTIAL_LIFE.
 Thread-safe and synchronous: callers on the event loop go through `aio.settle`.
 """
 
@@ -13,6 +15,7 @@ import fcntl
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -23,13 +26,28 @@ from wherry.digest import Digest
 from wherry.errors import Conflict, Corrupt, Failed, InvalidParameter, NotFound
 from wherry.kernel.files import fsync_directory
 
+PARTIAL_LIFE = 24 * 3600  # seconds a broken-off download is kept
 _CHUNK = 1 << 20  # bytes read at once
+_DOWNLOAD = "layer "  # beginning of the refs of downloads; a digest follows
+_PARTIAL = "partial-"  # beginning of their files' names
 
 Trace = Callable[[str], None]  # told the name of every step about to be made; tests stop the world there
 
 
 def no_trace(step: str) -> None:
     """Go on."""
+
+
+def download_ref(blob: Digest) -> str:
+    """The ref of an ingest that outlives a failure and a restart."""
+    return _DOWNLOAD + blob
+
+
+def _file_name(ref: str) -> str:
+    wanted = ref.removeprefix(_DOWNLOAD)
+    if wanted != ref and digest.is_digest(wanted):
+        return _PARTIAL + digest.hex_part(Digest(wanted))
+    return hashlib.sha256(ref.encode()).hexdigest()[:32]
 
 
 class ContentStore:
@@ -86,7 +104,7 @@ class ContentStore:
 
     def ingest(self, ref: str) -> "Ingest":
         """Begin, or take up again, the writing of a blob under the caller's name for it. Conflict when it is held."""
-        return Ingest(self._ingest / hashlib.sha256(ref.encode()).hexdigest()[:32], self._blobs, ref, self._trace)
+        return Ingest(self._ingest / _file_name(ref), self._blobs, ref, self._trace)
 
     def ingest_at(self, path: Path, ref: str) -> "Ingest":
         """Likewise with a file of the caller's, on the same file system: `recover` does not know of it."""
@@ -104,9 +122,25 @@ class ContentStore:
                     yield Digest(name)
 
     def recover(self) -> None:
-        """At start-up, before any writer: drop what was being written."""
+        """At start-up, before any writer: drop what was being written, but for downloads that can go on."""
         for path in self._ingest.iterdir():
-            path.unlink(missing_ok=True)
+            if not path.name.startswith(_PARTIAL):
+                path.unlink(missing_ok=True)
+        self.expire()
+
+    def expire(self, *, age: float = PARTIAL_LIFE) -> int:
+        """Drop downloads that broke off and were not gone on with for `age` seconds; the bytes that were freed."""
+        freed = 0
+        for path in self._ingest.glob(f"{_PARTIAL}*"):
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), open(path, "rb") as file:
+                found = os.fstat(file.fileno())
+                if time.time() - found.st_mtime < age:
+                    continue
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not while a writer holds it
+                if path.stat().st_ino == found.st_ino:  # else it was committed, and another is being written
+                    path.unlink()
+                    freed += found.st_size
+        return freed
 
 
 class Ingest:

@@ -1,7 +1,9 @@
 """The content store: what a reader may see at any moment, and what a crash leaves."""
 
 import hashlib
+import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from wherry import digest
 from wherry.digest import Digest
 from wherry.errors import Conflict, Corrupt, InvalidParameter, NotFound
-from wherry.storage.content import ContentStore
+from wherry.storage.content import PARTIAL_LIFE, ContentStore, download_ref
 
 DATA = b"a layer" * 1000
 NAME = digest.of(DATA)
@@ -195,3 +197,44 @@ def test_many_threads_writing_one_blob_agree(store):
 def test_foreign_files_in_the_store_are_not_blobs(store, tmp_path):
     (tmp_path / "blobs" / "sha256" / "README").write_text("x")
     assert list(store.walk()) == []
+
+
+def aged(path: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(path, (then, then))
+
+
+def test_a_broken_off_download_goes_on_after_a_restart(tmp_path):
+    with ContentStore(tmp_path).ingest(download_ref(NAME)) as ingest:
+        ingest.write(DATA[:100])
+    store = ContentStore(tmp_path)
+    store.recover()
+    with store.ingest(download_ref(NAME)) as ingest:
+        assert ingest.offset == 100
+        ingest.write(DATA[100:])
+        assert ingest.commit(NAME, len(DATA)) == NAME
+    assert list((tmp_path / "ingest").iterdir()) == []
+
+
+def test_only_downloads_outlive_a_restart_and_only_for_a_day(tmp_path):
+    store = ContentStore(tmp_path)
+    for ref in (download_ref(NAME), download_ref(OTHER), "layer made here", f"layer {NAME} "):
+        with store.ingest(ref) as ingest:
+            ingest.write(DATA[:100])
+    aged(tmp_path / "ingest" / f"partial-{OTHER[7:]}", PARTIAL_LIFE + 60)
+    aged(tmp_path / "ingest" / f"partial-{NAME[7:]}", PARTIAL_LIFE - 60)
+    store.recover()
+    assert [path.name for path in (tmp_path / "ingest").iterdir()] == [f"partial-{NAME[7:]}"]
+
+
+def test_a_download_under_way_is_not_dropped_however_old(tmp_path):
+    store = ContentStore(tmp_path)
+    with store.ingest(download_ref(OTHER)) as other:
+        other.write(DATA[:10])
+    with store.ingest(download_ref(NAME)) as ingest:
+        ingest.write(DATA)
+        aged(tmp_path / "ingest" / f"partial-{NAME[7:]}", 1e6)
+        assert store.expire(age=0) == 10
+        ingest.commit(NAME)
+    assert store.has(NAME)
+    assert list((tmp_path / "ingest").iterdir()) == []
