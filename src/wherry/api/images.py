@@ -1,6 +1,7 @@
 """/images: pull, import, load and save, and looking at what is there."""
 
 import logging
+from collections.abc import Iterator, Mapping, Sequence
 
 from aiohttp import web
 
@@ -10,15 +11,20 @@ from wherry.api.missing import not_yet
 from wherry.api.progress import Report, follow
 from wherry.api.router import Router
 from wherry.containers.record import Status
+from wherry.containers.store import ContainerStore
 from wherry.errors import InvalidParameter, NotSupported
+from wherry.filters import Filters
 from wherry.images.archives import load as loading
 from wherry.images.archives import save as saving
 from wherry.images.making import bootstrap as bootstrapping
 from wherry.images.making import import_ as importing
 from wherry.images.transfer import pull as pulling
+from wherry.images.upkeep import prune as pruning
 from wherry.images.upkeep import remove as removing
 from wherry.images.upkeep import tag as tagging
 from wherry.images.views import inspect as documents
+from wherry.images.views import versions
+from wherry.images.views.listing import list_images
 from wherry.spec.distribution import ANONYMOUS, Auth, decode_auth
 from wherry.spec.image import decode_platform
 
@@ -45,22 +51,38 @@ def add(router: Router) -> None:
 
 
 async def list_(call: Call) -> web.StreamResponse:
-    return call.reply(
-        documents.list_images(
-            call.services.images,
-            all=call.flag("all"),
-            filters=call.filters(),
-            shared_size=call.flag("shared-size"),
-        )
+    found = await list_images(
+        call.services.images,
+        all=call.flag("all"),
+        filters=_list_filters(call),
+        shared_size=call.flag("shared-size") and call.speaks(1, 42),
+        manifests=call.flag("manifests") and call.speaks(1, 47),
+        users=container_ids(call),
     )
+    return call.reply([versions.summary(document, call.version) for document in found])
+
+
+def _list_filters(call: Call) -> Filters:
+    """Before API 1.41 there was `filter` besides, a reference."""
+    filters = call.filters()
+    pattern = "" if call.speaks(1, 41) else call.text("filter")
+    return Filters({**filters.fields, "reference": (*filters.get("reference"), pattern)}) if pattern else filters
 
 
 async def inspect(call: Call) -> web.StreamResponse:
-    return call.reply(documents.inspect(call.services.images, call["name"], platform=_platform(call)))
+    platform = _platform(call) if call.speaks(1, 49) else None
+    manifests = call.flag("manifests") and call.speaks(1, 48)
+    if platform and manifests:
+        raise InvalidParameter("conflicting options: manifests and platform options cannot both be set")
+    document = documents.inspect(call.services.images, call["name"], platform=platform)
+    if manifests:
+        document["Manifests"] = await documents.manifests(call.services.images, call["name"], users=container_ids(call))
+    return call.reply(versions.inspected(document, call.version))
 
 
 async def history(call: Call) -> web.StreamResponse:
-    return call.reply(documents.history(call.services.images, call["name"], platform=_platform(call)))
+    platform = _platform(call) if call.speaks(1, 48) else None
+    return call.reply(documents.history(call.services.images, call["name"], platform=platform))
 
 
 async def create(call: Call) -> web.StreamResponse:
@@ -147,14 +169,16 @@ async def remove(call: Call) -> web.StreamResponse:
             call["name"],
             force=call.flag("force"),
             prune=not call.flag("noprune"),
-            in_use=users(call),
+            platforms=[decode_platform(text) for text in call.texts("platforms")] if call.speaks(1, 50) else [],
+            in_use=_InUse(call.services.containers.store),
         )
     )
     return call.reply(removed)
 
 
 async def prune(call: Call) -> web.StreamResponse:
-    return call.reply(await finish(removing.prune(call.services.images, call.filters(), in_use=users(call))))
+    in_use = _InUse(call.services.containers.store)
+    return call.reply(await finish(pruning.prune(call.services.images, call.filters(), in_use=in_use)))
 
 
 async def bootstrap(call: Call) -> web.StreamResponse:
@@ -167,12 +191,34 @@ async def bootstrap(call: Call) -> web.StreamResponse:
     return await follow(call, work)
 
 
-def users(call: Call) -> dict[str, list[removing.ContainerUse]]:
-    """Which containers were made from which image."""
-    found: dict[str, list[removing.ContainerUse]] = {}
+class _InUse(Mapping[str, Sequence[removing.ContainerUse]]):
+    """Which containers were made from which image, at the moment of asking: they come and go meanwhile."""
+
+    def __init__(self, store: ContainerStore) -> None:
+        self._store = store
+
+    def __getitem__(self, image_id: str) -> list[removing.ContainerUse]:
+        found = [
+            removing.ContainerUse(id=container.id, running=container.state.status in _IN_USE)
+            for container in self._store
+            if container.image_id == image_id
+        ]
+        if not found:
+            raise KeyError(image_id)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({container.image_id for container in self._store})
+
+    def __len__(self) -> int:
+        return len({container.image_id for container in self._store})
+
+
+def container_ids(call: Call) -> dict[str, list[str]]:
+    """Which containers were made from which image, now."""
+    found: dict[str, list[str]] = {}
     for container in call.services.containers.store.all():
-        use = removing.ContainerUse(id=container.id, running=container.state.status in _IN_USE)
-        found.setdefault(container.image_id, []).append(use)
+        found.setdefault(container.image_id, []).append(container.id)
     return found
 
 

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from wherry.api import host
 from wherry.api.call import Call
-from wherry.api.images import users
+from wherry.api.images import container_ids
 from wherry.api.router import Router
 from wherry.api.services import API_VERSION, MIN_API_VERSION, EngineFacts
 from wherry.containers.record import Status
@@ -17,7 +17,8 @@ from wherry.containers.views import listing
 from wherry.distribution.login import login
 from wherry.errors import InvalidParameter
 from wherry.filters import NONE
-from wherry.images.views.inspect import layers_size, list_images
+from wherry.images.views import usage, versions
+from wherry.images.views.listing import list_images
 from wherry.spec.distribution import Auth
 
 _NO_CACHE = {"Cache-Control": "no-cache, no-store, must-revalidate", "Pragma": "no-cache"}
@@ -185,9 +186,10 @@ async def disk_usage(call: Call) -> web.StreamResponse:
     services = call.services
     found: dict[str, object] = {"LayersSize": 0}
     if "image" in asked:
-        found["LayersSize"] = layers_size(services.images)
-        counts = {image_id: len(containers) for image_id, containers in users(call).items()}
-        found["Images"] = list_images(services.images, filters=NONE, shared_size=True, containers=counts)
+        found["LayersSize"] = await usage.layers_size(services.images)
+        found["ContentSize"] = await usage.content_size(services.images)  # our own: the blobs, which are on disk, too
+        images = await list_images(services.images, filters=NONE, shared_size=True, users=container_ids(call))
+        found["Images"] = [versions.usage(document, call.version) for document in images]
     if "container" in asked:
         found["Containers"] = await listing.list_containers(services.containers, all=True, size=True)
     if "volume" in asked:

@@ -6,8 +6,12 @@ from imagekit.making import make
 from imagekit.world import World
 from wherry.errors import InvalidParameter, NotFound
 from wherry.filters import NONE, Filters
-from wherry.images.views.inspect import history, inspect, layers_size, list_images, matches
+from wherry.images.views.filters import matches
+from wherry.images.views.inspect import history, inspect
+from wherry.images.views.listing import list_images
+from wherry.images.views.usage import layers_size
 from wherry.reference import parse
+from wherry.spec.image import OCI_MANIFEST
 
 BASE = {"base": b"0"}
 OLD = make([BASE], config={"Labels": {"a": "1"}})
@@ -23,8 +27,8 @@ async def filled(world: World) -> World:
     return world
 
 
-def names(world: World, **fields: str) -> set[str]:
-    found = list_images(world.deps, filters=Filters({key: (value,) for key, value in fields.items()}))
+async def names(world: World, **fields: str) -> set[str]:
+    found = await list_images(world.deps, users={}, filters=Filters({key: (value,) for key, value in fields.items()}))
     ids = {OLD.id: "old", NEW.id: "new", PARENT.id: "dangling"}
     return {ids[str(each["Id"])] for each in found}
 
@@ -38,6 +42,7 @@ async def test_an_image_is_described_with_dockers_keys(filled: World):
         "Parent",
         "Comment",
         "Created",
+        "Descriptor",
         "DockerVersion",
         "Author",
         "Config",
@@ -69,10 +74,11 @@ async def test_the_config_has_what_api_1_51_shows_even_when_empty(filled: World)
 
 
 async def test_the_list_has_dockers_keys_and_counts_only_when_asked(filled: World):
-    (entry,) = list_images(filled.deps, filters=Filters({"reference": ("new",)}))
+    (entry,) = await list_images(filled.deps, users={}, filters=Filters({"reference": ("new",)}))
     assert entry == {
-        "Containers": -1,
+        "Containers": 0,
         "Created": 1714979289,
+        "Descriptor": {"mediaType": OCI_MANIFEST, "digest": NEW.digest, "size": len(NEW.manifest)},
         "Id": NEW.id,
         "Labels": {"a": "2"},
         "ParentId": "",
@@ -81,17 +87,17 @@ async def test_the_list_has_dockers_keys_and_counts_only_when_asked(filled: Worl
         "SharedSize": -1,
         "Size": 200,
     }
-    (entry,) = list_images(
-        filled.deps, filters=Filters({"reference": ("new",)}), shared_size=True, containers={NEW.id: 3}
+    (entry,) = await list_images(
+        filled.deps, filters=Filters({"reference": ("new",)}), shared_size=True, users={NEW.id: ["a", "b", "c"]}
     )
     assert (entry["SharedSize"], entry["Containers"]) == (100, 3)
 
 
 async def test_untagged_parents_of_other_images_are_shown_with_all_only(filled: World):
     await filled.put(make([BASE, {"p": b"1"}, {"q": b"2"}]), "child", parent=PARENT.id)
-    shown = [entry["Id"] for entry in list_images(filled.deps, filters=NONE)]
+    shown = [entry["Id"] for entry in await list_images(filled.deps, users={}, filters=NONE)]
     assert PARENT.id not in shown
-    assert PARENT.id in [entry["Id"] for entry in list_images(filled.deps, all=True, filters=NONE)]
+    assert PARENT.id in [entry["Id"] for entry in await list_images(filled.deps, users={}, all=True, filters=NONE)]
 
 
 @pytest.mark.parametrize(
@@ -112,11 +118,11 @@ async def test_untagged_parents_of_other_images_are_shown_with_all_only(filled: 
     ],
 )
 async def test_the_list_is_filtered(filled: World, fields, found):
-    assert names(filled, **fields) == found
+    assert await names(filled, **fields) == found
 
 
 async def test_a_reference_filter_leaves_out_the_tags_that_do_not_match(filled: World):
-    (entry,) = list_images(filled.deps, filters=Filters({"reference": ("new:2",)}))
+    (entry,) = await list_images(filled.deps, users={}, filters=Filters({"reference": ("new:2",)}))
     assert entry["RepoTags"] == ["new:2"]
 
 
@@ -130,14 +136,14 @@ async def test_a_reference_filter_leaves_out_the_tags_that_do_not_match(filled: 
 )
 async def test_a_bad_filter_is_refused(filled: World, fields, error):
     with pytest.raises(InvalidParameter, match=error):
-        list_images(filled.deps, filters=Filters(fields))
+        await list_images(filled.deps, users={}, filters=Filters(fields))
 
 
 async def test_before_and_since_need_an_image_that_is_there(filled: World):
     with pytest.raises(NotFound, match="No such image: gone:latest"):
-        list_images(filled.deps, filters=Filters({"before": ("gone",)}))
-    assert names(filled, since="new:1") == set()
-    assert names(filled, before="new:1") == set()
+        await list_images(filled.deps, users={}, filters=Filters({"before": ("gone",)}))
+    assert await names(filled, since="new:1") == set()
+    assert await names(filled, before="new:1") == set()
 
 
 @pytest.mark.parametrize(
@@ -166,4 +172,4 @@ async def test_history_is_newest_first_with_the_sizes_of_its_layers(filled: Worl
 
 
 async def test_shared_layers_count_once_in_the_size_of_all(filled: World):
-    assert layers_size(filled.deps) == 300
+    assert await layers_size(filled.deps) == 300

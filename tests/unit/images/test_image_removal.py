@@ -7,8 +7,9 @@ from imagekit.world import NOTHING, World, chain_of
 from wherry.errors import Conflict, NotFound
 from wherry.filters import Filters
 from wherry.images.garbage import collect_all, pinned, release
+from wherry.images.upkeep.prune import prune
 from wherry.images.upkeep.recover import recover
-from wherry.images.upkeep.remove import ContainerUse, prune, remove
+from wherry.images.upkeep.remove import ContainerUse, remove
 
 BASE = {"base": b"0"}
 ONE = make([BASE, {"a": b"1"}])
@@ -131,7 +132,7 @@ async def test_untagged_parents_go_with_the_child_unless_told_otherwise(world: W
 async def test_forced_removal_by_id_takes_all_names(world: World):
     await world.put(ONE, "x", "y:2", DIGEST)
     removed = await remove(world.deps, SHORT, force=True, in_use=uses())
-    assert [record["Untagged"] for record in removed if "Untagged" in record] == ["x:latest", "y:2", DIGEST]
+    assert [record["Untagged"] for record in removed if "Untagged" in record] == ["x:latest", DIGEST, "y:2"]
     assert world.held() == NOTHING
 
 

@@ -1,23 +1,26 @@
-"""Removing images: `rmi` and `image prune`, with Docker's rules of what is untagged, deleted or refused.
+"""Removing images: `rmi`, with Docker's rules of what is untagged, deleted or refused.
 
+What is removed is a row (`views/rows.py`): with a name the platforms go that nothing else names, and so does what the
+ID of a row stands for. The ID of a mere further platform, or `platforms`, removes just that, and the names go on.
 Which containers use which image is known above this room and handed in. Layers a container stands on are kept by
 `garbage`, whatever was removed here.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from wherry.digest import ChainID
-from wherry.errors import Conflict
-from wherry.filters import Filters
+from wherry.digest import ChainID, Digest
+from wherry.errors import Conflict, NotFound
 from wherry.ids import short
 from wherry.images.deps import Deps
-from wherry.images.garbage import collect, collect_all
-from wherry.images.record import Image
-from wherry.images.views.inspect import parse_until
+from wherry.images.garbage import Removed, collect
+from wherry.images.record import Image, Target
+from wherry.images.store import ImageStore
+from wherry.images.views.rows import row_of
 from wherry.reference import Reference, parse
+from wherry.spec.image import Platform, normalize
 
-PRUNE_FILTERS = ("dangling", "label", "label!", "until")
+REMOVAL = ("images", "removal")  # key in `Deps.locks`: one at a time, so that a second one finds what is left
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,43 +31,111 @@ class ContainerUse:
     running: bool  # or paused, or about to be restarted
 
 
-InUse = Mapping[str, Sequence[ContainerUse]]  # image ID -> its containers
+InUse = Mapping[str, Sequence[ContainerUse]]  # image ID -> its containers; may change while images are removed
 
 
 async def remove(
-    deps: Deps, name: str, *, force: bool = False, prune: bool = True, in_use: InUse
+    deps: Deps,
+    name: str,
+    *,
+    force: bool = False,
+    prune: bool = True,
+    platforms: Sequence[Platform] = (),
+    in_use: InUse,
 ) -> list[dict[str, str]]:
     """Remove a reference, and the image when it was the last; or, by ID, the image. What happened, in Docker's form.
 
-    With `prune` untagged parents go too. Raises NotFound, and Conflict (before anything is touched) in Docker's words.
+    With `platforms` only those of a name's platforms are removed. With `prune` untagged parents go too. Raises
+    NotFound, and Conflict (before anything is touched) in Docker's words.
     """
-    async with deps.locks(("image", deps.store.get(name).id)):
-        return await _remove(deps, name, force=force, prune=prune, in_use=in_use)
+    async with deps.locks(REMOVAL), deps.leases.hold(f"remove {name}"):
+        work = Removal(deps, in_use, prune=prune)
+        if platforms:
+            await _remove_platforms(work, name, platforms, force=force)
+        elif deps.store.is_id(image := deps.store.get(name), name):
+            await _remove_image(work, image, force=force)
+        else:
+            await _remove_reference(work, image, name, force=force)
+        return await work.finish()
 
 
-async def _remove(deps: Deps, name: str, *, force: bool, prune: bool, in_use: InUse) -> list[dict[str, str]]:
-    image = deps.store.get(name)
-    uses = in_use.get(image.id, ())
-    records: list[dict[str, str]] = []
-    if deps.store.is_id(image, name):
-        references = _references(image)
-        if not _single(references) and not force:
-            raise _conflict(image, "image is referenced in multiple repositories", forcible=True)
-        _check_uses(deps, image, uses, force=force)
-    else:
-        gone = _untagged(image, name, uses, force=force)
-        await _untag(deps, image, gone, records)
-        if image.repo_tags or image.repo_digests:
-            image = deps.store.get(image.id)
-        if image.repo_tags or image.repo_digests:
-            return records
-        _check_uses(deps, image, uses, force=force)
-    await _delete(deps, image, records, prune=prune, in_use=in_use)
-    return records
+async def _remove_reference(work: "Removal", image: Image, name: str, *, force: bool) -> None:
+    references = references_of(image)
+    gone = _taken_along(parse(name).tagged(), references)
+    falling = images_left_nameless(work.deps.store, gone)
+    if not force:
+        for each in (*([image] if _single(references) else []), *falling):
+            if uses := work.in_use.get(each.id):
+                raise Conflict(
+                    f'conflict: unable to remove repository reference "{name}" (must force) - container '
+                    f"{short(uses[0].id)} is using its referenced image {short(each.id)}"
+                )
+    await work.untag(image, gone)
+    for each in falling:  # one that a container or a child needs stays, without a name; as in Docker that is no error
+        if work.conflict(each, force=force) is None:
+            await work.delete(each)
 
 
-def _references(image: Image) -> list[Reference]:
-    return [parse(name) for name in (*image.repo_tags, *image.repo_digests)]
+def _taken_along(wanted: Reference, references: Sequence[Reference]) -> list[str]:
+    """The names that removing `wanted` takes away; with a repository's last tag its digests go too."""
+    if wanted.digest is not None:
+        return [wanted.with_digest(wanted.digest).familiar]
+    rest = [each for each in references if each.name == wanted.name and each.familiar != wanted.familiar]
+    if any(each.digest is None for each in rest):
+        return [wanted.familiar]
+    return [wanted.familiar, *(each.familiar for each in rest)]
+
+
+async def _remove_image(work: "Removal", image: Image, *, force: bool) -> None:
+    store = work.deps.store
+    row = row_of(store, image)
+    gone = [target.name for target in row.targets]
+    falling = [image, *(each for each in images_left_nameless(store, gone) if each.id != image.id)]
+    several = bool(gone) and not _single([parse(name) for name in gone])
+    for each in falling:
+        if (conflict := work.conflict(each, force=force, several=several and each is image)) is not None:
+            raise conflict
+    await work.untag(image, [reference.familiar for reference in references_of(image) if reference.familiar in gone])
+    going_on = len(gone) < len(references_of(image))  # names of which it is a further platform
+    for each in falling:
+        await work.delete(each, named=going_on and each is image)
+
+
+async def _remove_platforms(work: "Removal", name: str, platforms: Sequence[Platform], *, force: bool) -> None:
+    store = work.deps.store
+    held = store.platforms(name)
+    by_name = None if store.is_id(held[0], name) else store.target(parse(name))
+    going = {_of_platform(held, platform, name).id for platform in platforms}
+    falling = [image for image in held if image.id in going]
+    for image in falling:
+        others = [each for each in _targets(store, image) if by_name and each.descriptor != by_name.descriptor]
+        if (conflict := work.conflict(image, force=force, several=bool(others))) is not None:
+            raise conflict
+    for image in falling:
+        targets = _targets(store, image)
+        await work.untag(image, [each.name for each in targets if going.issuperset(each.images)])
+        work.loose(targets)
+        await work.delete(image, named=True)
+
+
+def _of_platform(held: Sequence[Image], platform: Platform, name: str) -> Image:
+    for image in held:
+        if str(normalize(image.config.platform)) == str(platform):
+            return image
+    raise NotFound(
+        f"image with reference {name} was found but does not provide the specified platform ({platform}); "
+        f"held are: {', '.join(str(normalize(image.config.platform)) for image in held)}"
+    )
+
+
+def _targets(store: ImageStore, image: Image) -> list[Target]:
+    found = (store.target(reference) for reference in references_of(image))
+    return [target for target in found if target is not None]
+
+
+def references_of(image: Image) -> list[Reference]:
+    """In the order in which Docker names them: that of the complete references."""
+    return sorted(map(parse, (*image.repo_tags, *image.repo_digests)), key=str)
 
 
 def _single(references: Sequence[Reference]) -> bool:
@@ -73,97 +144,98 @@ def _single(references: Sequence[Reference]) -> bool:
     return len(tags) <= 1 and len({reference.name for reference in references}) <= 1
 
 
-def _untagged(image: Image, name: str, uses: Sequence[ContainerUse], *, force: bool) -> list[str]:
-    """The references that removing `name` takes away; with a repository's last tag its digests go too."""
-    wanted = parse(name).tagged()
-    references = _references(image)
-    if uses and not force and _single(references):
-        raise Conflict(
-            f'conflict: unable to remove repository reference "{name}" (must force) - container {short(uses[0].id)} '
-            f"is using its referenced image {short(image.id)}"
-        )
-    if wanted.digest is not None:
-        return [wanted.with_digest(wanted.digest).familiar]
-    rest = [reference for reference in references if reference.familiar != wanted.familiar]
-    if any(reference.digest is None and reference.name == wanted.name for reference in rest):
-        return [wanted.familiar]
-    return [wanted.familiar, *(r.familiar for r in rest if r.digest is not None and r.name == wanted.name)]
+def images_left_nameless(store: ImageStore, gone: Iterable[str]) -> list[Image]:
+    """The images that have no name any more once the names `gone` are removed; what these mean comes first."""
+    names = dict.fromkeys(gone)
+    targets = [target for name in names if (target := store.target(parse(name))) is not None]
+    ids = dict.fromkeys(image_id for target in targets for image_id in target.images)
+    images = [image for image_id in ids if (image := store.find(image_id)) is not None]
+    return [image for image in images if names.keys() >= {*image.repo_tags, *image.repo_digests}]
 
 
-async def _untag(deps: Deps, image: Image, names: Sequence[str], records: list[dict[str, str]]) -> None:
-    if not names:
-        return
-    await deps.store.remove(image.id, names=names, record=False)
-    for name in names:
-        records.append({"Untagged": name})
-        deps.announce("untag", image, actor=image.id, name=image.id)
+@dataclass(slots=True)
+class Removal:
+    """One piece of removing: what it did, in order, and what may be garbage now. The caller holds the lock `REMOVAL`.
+
+    A crash leaves nothing but garbage, which the next start sweeps, or an image without a name.
+    """
+
+    deps: Deps
+    in_use: InUse
+    prune: bool = field(kw_only=True)
+    freed: int = 0  # bytes of unpacked layers
+    _done: list[str | Image] = field(default_factory=list)  # names that were untagged, images that were deleted
+    _blobs: set[Digest] = field(default_factory=set)
+
+    def conflict(self, image: Image, *, force: bool, several: bool = False) -> Conflict | None:
+        """Why `image` may not be deleted. `several`: it has names in several repositories."""
+        if self.deps.store.children(image.id):
+            return _conflict(image, "image has dependent child images", forcible=False)
+        uses = self.in_use.get(image.id, ())
+        if running := [use for use in uses if use.running]:
+            return _conflict(image, f"image is being used by running container {short(running[0].id)}", forcible=False)
+        if several and not force:
+            return _conflict(image, "image is referenced in multiple repositories", forcible=True)
+        if uses and not force:
+            return _conflict(image, f"image is being used by stopped container {short(uses[0].id)}", forcible=True)
+        return None
+
+    async def untag(self, image: Image, names: Sequence[str]) -> None:
+        """Remove names, for all their platforms; `image` is what they mean."""
+        if not names:
+            return
+        self.loose(target for name in names if (target := self.deps.store.target(parse(name))) is not None)
+        await self.deps.store.remove(image.id, names=names, record=False)
+        for name in names:
+            self._done.append(name)
+            self.deps.announce("untag", image, actor=image.id, name=image.id)
+
+    def loose(self, targets: Iterable[Target]) -> None:
+        """An index, and what was held with it, may not be needed any more."""
+        for target in targets:
+            self._blobs |= {target.descriptor.digest, *target.blobs}
+
+    async def delete(self, image: Image, *, named: bool = False) -> None:
+        """Forget an image and its untagged parents. One that got a name meanwhile stays, unless it may be `named`."""
+        current: Image | None = image
+        while current is not None:
+            if not await self.deps.store.remove(current.id, names=(), record=True, unless_named=not named):
+                return
+            self._done.append(current)
+            self.deps.announce("delete", current, actor=current.id, name=current.id)
+            current, named = self._prunable_parent(current), False
+
+    def _prunable_parent(self, image: Image) -> Image | None:
+        parent = self.deps.store.find(image.parent) if self.prune and image.parent else None
+        if parent is None or parent.repo_tags or parent.repo_digests:
+            return None
+        return parent if self.conflict(parent, force=False) is None else None
+
+    async def finish(self) -> list[dict[str, str]]:
+        """Drop what only the removed images needed. What was done, in Docker's form."""
+        deleted = [each for each in self._done if isinstance(each, Image)]
+        sizes = {layer.chain: layer.unpacked for image in deleted for layer in image.layers}
+        removed = Removed([], [], 0)
+        if deleted or self._blobs:
+            blobs = self._blobs.union(*(image.blobs for image in deleted))
+            removed = await collect(self.deps, digests=blobs, chains=sizes)
+        self.freed = sum(sizes[chain] for chain in removed.chains)
+        last = {layer.chain: image.id for image in deleted for layer in image.layers}
+        records: list[dict[str, str]] = []
+        for each in self._done:
+            if isinstance(each, Image):
+                records.append({"Deleted": each.id})
+                records += [{"Deleted": str(chain)} for chain in _of(each, removed.chains, last)]
+            else:
+                records.append({"Untagged": each})
+        return records
 
 
-def _check_uses(deps: Deps, image: Image, uses: Sequence[ContainerUse], *, force: bool) -> None:
-    if deps.store.children(image.id):
-        raise _conflict(image, "image has dependent child images", forcible=False)
-    for use in uses:
-        if use.running:
-            raise _conflict(image, f"image is being used by running container {short(use.id)}", forcible=False)
-    if uses and not force:
-        raise _conflict(image, f"image is being used by stopped container {short(uses[0].id)}", forcible=True)
+def _of(image: Image, chains: Sequence[ChainID], last: Mapping[ChainID, str]) -> list[ChainID]:
+    """The removed layers to tell of after `image`: of those several images had, the last one tells."""
+    return [chain for chain in chains if last[chain] == image.id]
 
 
 def _conflict(image: Image, why: str, *, forcible: bool) -> Conflict:
     remedy = "must be forced" if forcible else "cannot be forced"
     return Conflict(f"conflict: unable to delete {short(image.id)} ({remedy}) - {why}")
-
-
-async def _delete(deps: Deps, image: Image, records: list[dict[str, str]], *, prune: bool, in_use: InUse) -> int:
-    """Forget the image and drop what only it needed; then its untagged parents. Answers the bytes freed."""
-    freed = 0
-    parent: Image | None = image
-    async with deps.leases.hold(f"remove {image.id}"):  # a crash half-way leaves a sign that there is garbage
-        while parent is not None:
-            names = (*parent.repo_tags, *parent.repo_digests)
-            await deps.store.remove(parent.id, names=names, record=True)
-            for name in names:
-                records.append({"Untagged": name})
-                deps.announce("untag", parent, actor=parent.id, name=parent.id)
-            records.append({"Deleted": parent.id})
-            deps.announce("delete", parent, actor=parent.id, name=parent.id)
-            freed += await _drop(deps, parent, records)
-            parent = _prunable_parent(deps, parent, in_use) if prune else None
-    return freed
-
-
-async def _drop(deps: Deps, image: Image, records: list[dict[str, str]]) -> int:
-    sizes: dict[ChainID, int] = {layer.chain: layer.unpacked for layer in image.layers}
-    removed = await collect(deps, digests=image.blobs, chains=list(sizes))
-    records.extend({"Deleted": str(chain)} for chain in removed.chains)
-    return sum(sizes[chain] for chain in removed.chains)
-
-
-def _prunable_parent(deps: Deps, image: Image, in_use: InUse) -> Image | None:
-    parent = deps.store.find(image.parent) if image.parent else None
-    if parent is None or parent.repo_tags or parent.repo_digests:
-        return None
-    return None if in_use.get(parent.id) or deps.store.children(parent.id) else parent
-
-
-async def prune(deps: Deps, filters: Filters, *, in_use: InUse) -> dict[str, object]:
-    """Remove images no container uses: dangling ones, or with `dangling=false` all. The document of `image prune`."""
-    filters.check(PRUNE_FILTERS)
-    only_dangling = filters.boolean("dangling", True)
-    until = parse_until(filters)
-    records: list[dict[str, str]] = []
-    freed = 0
-    for image in sorted(deps.store.all(), key=lambda image: image.created, reverse=True):
-        current = deps.store.find(image.id)
-        if current is None or in_use.get(image.id) or deps.store.children(image.id):
-            continue
-        if (only_dangling and current.repo_tags) or (until is not None and current.created > until):
-            continue
-        labels = current.config.config.labels
-        if not filters.labels(labels) or not filters.without_labels(labels):
-            continue
-        freed += await _delete(deps, current, records, prune=True, in_use=in_use)
-    if deps.store.complete:
-        await collect_all(deps)  # what else was left behind, by containers whose image went before them
-    deps.announce_prune(freed)
-    return {"ImagesDeleted": records or None, "SpaceReclaimed": freed}
