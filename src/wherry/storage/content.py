@@ -2,7 +2,8 @@
 
     <root>/blobs/sha256/<hex>    committed, mode 0444
     <root>/ingest/<name>         being written (name: digest of its ref); what is there at start-up is garbage
-    <root>/ingest/partial-<hex>  a download of sha256:<hex>, which a later one goes on with, also after a restart
+    <root>/ingest/partial-<hex>  a download of sha256:<hex>, which a later one goes on with, also after a restart; when
+                                 it is complete, a second link to the blob until what it belongs to is complete too
 
 A blob becomes visible by one rename, after fsync, and only if its digest is the expected one. An ingest is held by one
 writer at a time (flock); one that was left may be taken up again where it stopped: until `recover`, and a download
@@ -114,6 +115,10 @@ class ContentStore:
         """Remove a blob; nothing happens when it is not there. Open files stay readable."""
         self.path(blob).unlink(missing_ok=True)
 
+    def forget_download(self, blob: Digest) -> None:
+        """What a download of `blob` left to be gone on with is not wanted any more. Idempotent."""
+        (self._ingest / _file_name(download_ref(blob))).unlink(missing_ok=True)
+
     def walk(self) -> Iterator[Digest]:
         """Every committed blob, in no order."""
         with os.scandir(self._blobs) as entries:
@@ -166,8 +171,11 @@ class Ingest:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.lseek(file.fileno(), 0, os.SEEK_SET)
-                if os.fstat(file.fileno()).st_nlink:
+                links = os.fstat(file.fileno()).st_nlink
+                if links == 1:
                     return file
+                if links > 1:  # it is a blob, too, which must not be changed
+                    os.unlink(self._path)
             except BlockingIOError:
                 file.close()
                 raise Conflict(f"{self.ref} is already being downloaded or loaded") from None
@@ -201,8 +209,11 @@ class Ingest:
         self._hash = hashlib.sha256()
         self.offset = 0
 
-    def commit(self, expected: Digest | None, size: int | None = None) -> Digest:
+    def commit(self, expected: Digest | None, size: int | None = None, *, keep: bool = False) -> Digest:
         """Make the blob visible and durable, and end the ingest; its digest.
+
+        With `keep` the ingest's file stays as a second link: should the blob be removed as garbage, a later ingest of
+        the same ref finds all its bytes.
 
         With another digest or size than expected nothing becomes visible, what was written is dropped, and Corrupt
         (digest) or InvalidParameter (size) is raised.
@@ -219,8 +230,7 @@ class Ingest:
             os.fchmod(self._file.fileno(), stat.S_IRUSR | stat.S_IRGRP | stat.S_IROTH)
             self._trace("fsync")
             os.fsync(self._file.fileno())
-            self._trace("rename")
-            os.rename(self._path, self._blobs / digest.hex_part(found))
+            self._publish(self._blobs / digest.hex_part(found), keep)
             self._trace("fsync directory")
             fsync_directory(self._blobs)
         except OSError as exc:
@@ -228,6 +238,15 @@ class Ingest:
         finally:
             self.close()
         return found
+
+    def _publish(self, blob: Path, keep: bool) -> None:
+        if keep:
+            self._trace("link")
+            with contextlib.suppress(FileExistsError):
+                os.link(self._path, blob)
+        else:
+            self._trace("rename")
+            os.rename(self._path, blob)
 
     def abort(self) -> None:
         """Drop what was written. Idempotent; after a commit nothing happens."""

@@ -238,3 +238,32 @@ def test_a_download_under_way_is_not_dropped_however_old(tmp_path):
         ingest.commit(NAME)
     assert store.has(NAME)
     assert list((tmp_path / "ingest").iterdir()) == []
+
+
+def test_a_kept_download_brings_its_blob_back_when_that_is_removed(store, tmp_path):
+    with store.ingest(download_ref(NAME)) as ingest:
+        ingest.write(DATA)
+        ingest.commit(NAME, len(DATA), keep=True)
+    assert store.path(NAME).stat().st_nlink == 2
+    store.delete(NAME)
+    with store.ingest(download_ref(NAME)) as ingest:
+        assert ingest.offset == len(DATA)
+        ingest.commit(NAME, len(DATA), keep=True)
+    assert store.read(NAME, limit=len(DATA)) == DATA
+    store.forget_download(NAME)
+    store.forget_download(NAME)
+    assert list((tmp_path / "ingest").iterdir()) == []
+    assert store.path(NAME).stat().st_nlink == 1
+
+
+def test_a_kept_download_of_a_blob_that_is_there_is_not_written_into(store, tmp_path):
+    with store.ingest(download_ref(NAME)) as ingest:
+        ingest.write(DATA)
+        ingest.commit(NAME, len(DATA), keep=True)
+    with store.ingest(download_ref(NAME)) as ingest:
+        assert ingest.offset == 0
+        ingest.write(b"something else")
+        ingest.reset()
+        ingest.abort()
+    assert store.read(NAME, limit=len(DATA)) == DATA
+    assert list((tmp_path / "ingest").iterdir()) == []
