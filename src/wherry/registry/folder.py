@@ -20,7 +20,7 @@ from typing import BinaryIO
 from wherry import ids
 from wherry.aio import KeyedLock, SharedLock, finish, settle
 from wherry.digest import Digest
-from wherry.errors import Corrupt, NotFound
+from wherry.errors import Corrupt, Failed, NotFound
 from wherry.registry import catalog
 from wherry.registry.catalog import Catalog
 from wherry.registry.errors import Code, Problem, blob_unknown, incomplete, manifest_unknown, upload_unknown
@@ -320,8 +320,11 @@ def _is_upload(id: str) -> bool:
 
 
 def open_folder(root: Path) -> FolderStore:
-    """The store below `root`, made when it is missing (blocking)."""
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
-    content = ContentStore(root)
-    content.recover()
-    return FolderStore(content, State(root / "state.db"), root / "uploads")
+    """The store below `root`, made when it is missing (blocking). The caller holds the folder's lock. Failed."""
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        content = ContentStore(root)
+        content.recover()
+        return FolderStore(content, State(root / "state.db"), root / "uploads")
+    except OSError as exc:
+        raise Failed(f"cannot use {root} as the registry's folder: {exc.filename}: {exc.strerror}") from exc
