@@ -35,7 +35,7 @@ async def test_the_last_tag_takes_the_image_its_digests_and_its_layers_along(wor
         {"Deleted": layers[0]},
     ]
     assert world.held() == NOTHING
-    assert world.events == [("untag", ONE.id), ("untag", ONE.id), ("delete", ONE.id)]
+    assert world.events == [("untag", ONE.id), ("delete", ONE.id)]
 
 
 async def test_one_of_several_tags_is_only_untagged(world: World):

@@ -70,7 +70,7 @@ async def _remove_reference(work: "Removal", image: Image, name: str, *, force: 
                     f'conflict: unable to remove repository reference "{name}" (must force) - container '
                     f"{short(uses[0].id)} is using its referenced image {short(each.id)}"
                 )
-    await work.untag(image, gone)
+    await work.untag(image, gone, announced=1)
     for each in falling:  # one that a container or a child needs stays, without a name; as in Docker that is no error
         if work.conflict(each, force=force) is None:
             await work.delete(each)
@@ -180,14 +180,17 @@ class Removal:
             return _conflict(image, f"image is being used by stopped container {short(uses[0].id)}", forcible=True)
         return None
 
-    async def untag(self, image: Image, names: Sequence[str]) -> None:
-        """Remove names, for all their platforms; `image` is what they mean."""
+    async def untag(self, image: Image, names: Sequence[str], *, announced: int | None = None) -> None:
+        """Remove names, for all their platforms; `image` is what they mean.
+
+        Only the first `announced` are events: as in Docker there is none for digests that go with the last tag.
+        """
         if not names:
             return
         self.loose(target for name in names if (target := self.deps.store.target(parse(name))) is not None)
         await self.deps.store.remove(image.id, names=names, record=False)
-        for name in names:
-            self._done.append(name)
+        self._done += names
+        for _ in names[:announced]:
             self.deps.announce("untag", image, actor=image.id, name=image.id)
 
     def loose(self, targets: Iterable[Target]) -> None:
