@@ -26,7 +26,7 @@ LOG_LEVELS = ("debug", "info", "warn", "error")
 class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     """All keys. A section of a policy is a Struct of the same kind, or None where the policy is off."""
 
-    listen: list[str] = [DEFAULT_LISTEN]
+    listen: list[str] = msgspec.field(default_factory=lambda: [DEFAULT_LISTEN])
     root: str = DEFAULT_ROOT
     log_level: str = "info"
 
