@@ -132,7 +132,8 @@ class FakeRegistry:
             code, message = ("MANIFEST_UNKNOWN", "manifest unknown") if known else ("NAME_UNKNOWN", "")
             return web.json_response({"errors": [{"code": code, "message": message}]}, status=404)
         body, media_type = self.manifests[key]
-        return web.Response(body=body, content_type=media_type, headers=self.headers)
+        headers = {"Docker-Content-Digest": digest(body), **self.headers}
+        return web.Response(body=body, content_type=media_type, headers=headers)
 
     async def _blob(self, request: web.Request) -> web.StreamResponse:
         name = request.match_info["digest"]

@@ -112,14 +112,24 @@ class World:
         return self.deps.events.past(0, 1 << 63)
 
     def held(self) -> dict[str, set[str]]:
-        """Everything there is in any store."""
+        """Everything there is in any store, but for `partials`."""
         return {
             "blobs": set(self.deps.content.walk()),
-            "ingests": {path.name for path in (self.root / "ingest").iterdir()},
+            "ingests": {path.name for path in (self.root / "ingest").glob("*")} - self._partials(),
             "layers": set(self.snapshots.chains()),
             "snapshots": set(self.snapshots.keys()),
             "scratch": {path.name for path in self.deps.work.iterdir()} if self.deps.work.exists() else set(),
             **{table: set(self.state.rows(table)) for table in ("images", "tags", "leases")},
+        }
+
+    def _partials(self) -> set[str]:
+        return {path.name for path in (self.root / "ingest").glob("partial-*")}
+
+    def partials(self) -> dict[str, int]:
+        """Downloads that broke off: digest -> bytes there are."""
+        return {
+            "sha256:" + name.removeprefix("partial-"): (self.root / "ingest" / name).stat().st_size
+            for name in self._partials()
         }
 
     async def put(self, made: Made, *names: str, parent: str = "", index: tuple[bytes, str] | None = None) -> Image:

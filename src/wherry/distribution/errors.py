@@ -49,6 +49,10 @@ class Unreachable(Failed):
     """There was no answer, or it broke off."""
 
 
+class BadRange(Unreachable):
+    """A part was asked for, and another one sent."""
+
+
 def refused(method: str, url: str, status: int, body: bytes, *, challenge_error: str = "") -> Refused:
     """Read an error answer. `challenge_error`, the `error` of its WWW-Authenticate, counts more than the body."""
     if challenge_error == "insufficient_scope":

@@ -8,16 +8,16 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import aiohttp
 
-from wherry.distribution.config import Endpoint, RegistryConfig, endpoints
+from wherry.distribution.config import Endpoint, RegistryConfig, endpoints, is_insecure
 from wherry.distribution.endpoint import Body, Connection, connect
 from wherry.distribution.errors import Refused, Unreachable
 from wherry.errors import Failed, WherryError
 from wherry.reference import Reference
-from wherry.spec.distribution import Auth
+from wherry.spec.distribution import ANONYMOUS, Auth
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +104,17 @@ class Repository:
         wanted = [f"repository:{path}:{self._actions}", *scopes]
         async with here.request(method, what, scope=wanted, headers=headers, data=data) as response:
             yield response
+
+    @asynccontextmanager
+    async def elsewhere(self, url: str) -> AsyncIterator[Connection]:
+        """A connection without credentials to the host of `url`, which a manifest names. Raises Failed for no URL."""
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+            raise Failed(f"the manifest names {url[:200]!r}, which is neither an http nor an https URL")
+        verify = not await is_insecure(self._config, parts.netloc)
+        endpoint = Endpoint(base=f"{parts.scheme}://{parts.netloc}", host=parts.netloc, verify=verify)
+        async with connect(self._config, endpoint, ANONYMOUS) as connection:
+            yield connection
 
 
 @asynccontextmanager

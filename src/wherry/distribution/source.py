@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TypeVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,7 +12,7 @@ import msgspec
 from wherry.digest import Digest, is_digest, of
 from wherry.distribution.config import RegistryConfig
 from wherry.distribution.endpoint import Connection, read_limited
-from wherry.distribution.errors import mismatch
+from wherry.distribution.errors import BadRange, mismatch
 from wherry.distribution.repository import Repository, open_repository
 from wherry.errors import Failed, WherryError
 from wherry.reference import Reference
@@ -22,6 +22,7 @@ from wherry.spec.image import ACCEPT, DOCKER_SCHEMA1, MAX_DOCUMENT, Descriptor, 
 MAX_TAGS = 100_000  # of one repository, with all pages
 PAGE = 1000  # tags asked for at a time
 MAX_PAGE = 8 << 20  # bytes of one page of tags
+_RANGE = re.compile(r"bytes (\d{1,20})-\d{1,20}/(\d{1,20}|\*)\Z")
 _NEXT = re.compile(r"<([^<>]*)>\s*;\s*rel=\"?next\"?")
 
 T = TypeVar("T")
@@ -75,11 +76,32 @@ class Source:
         return data
 
     @asynccontextmanager
-    async def blob(self, digest: Digest, *, offset: int = 0) -> AsyncIterator[tuple[aiohttp.ClientResponse, int]]:
-        """An open answer with the blob's bytes, and where they really begin: 0 when the registry ignores ranges."""
+    async def blob(
+        self, descriptor: Descriptor, *, offset: int = 0, url: str = ""
+    ) -> AsyncIterator[tuple[aiohttp.ClientResponse, int]]:
+        """An open answer with the blob's bytes, and where they really begin: 0 when the server ignores ranges.
+
+        From the registry, or from `url`, one of the descriptor's own. Raises Refused, Unreachable, BadRange.
+        """
         headers = {"Range": f"bytes={offset}-"} if offset else {}
-        async with self._repository.request("GET", f"blobs/{digest}", headers=headers) as response:
-            yield response, _start(response, offset)
+        async with AsyncExitStack() as undo:
+            if url:
+                other = await undo.enter_async_context(self._repository.elsewhere(url))
+                answer = other.request("GET", url, headers=headers)
+            else:
+                answer = self._repository.request("GET", f"blobs/{descriptor.digest}", headers=headers)
+            response = await undo.enter_async_context(answer)
+            yield response, _start(response, offset, descriptor.size)
+
+    async def held(self, name: str) -> Digest | None:
+        """The digest of what `name` is now, without its bytes (rate limits do not count that); None: ask for them."""
+        accept = {"Accept": ", ".join(ACCEPT)}
+        try:
+            async with self._repository.request("HEAD", f"manifests/{name}", headers=accept) as response:
+                said = response.headers.get("Docker-Content-Digest", "")
+        except WherryError:
+            return None
+        return Digest(said) if is_digest(said) else None
 
     @property
     def connection(self) -> Connection:
@@ -111,13 +133,13 @@ class Source:
         return found
 
 
-def _start(response: aiohttp.ClientResponse, offset: int) -> int:
+def _start(response: aiohttp.ClientResponse, offset: int, size: int) -> int:
     if response.status != 206:
         return 0
-    unit, _, rest = response.headers.get("Content-Range", "").partition(" ")
-    begin = rest.partition("-")[0]
-    if unit != "bytes" or not begin.isdigit() or int(begin) != offset:
-        raise Failed(f"registry answered a range of bytes from {offset} with {rest[:100]!r}")
+    said = response.headers.get("Content-Range", "")
+    match = _RANGE.match(said)
+    if match is None or int(match[1]) != offset or match[2] not in ("*", str(size)):
+        raise BadRange(f"registry answered a request for bytes {offset} to {size} with {said[:100]!r}")
     return offset
 
 

@@ -116,8 +116,8 @@ class ContentStore:
         self.path(blob).unlink(missing_ok=True)
 
     def forget_download(self, blob: Digest) -> None:
-        """What a download of `blob` left to be gone on with is not wanted any more. Idempotent."""
-        (self._ingest / _file_name(download_ref(blob))).unlink(missing_ok=True)
+        """What a download of `blob` left to be gone on with is not wanted any more, unless somebody goes on with it."""
+        _drop_idle(self._ingest / _file_name(download_ref(blob)), age=0)
 
     def walk(self) -> Iterator[Digest]:
         """Every committed blob, in no order."""
@@ -135,17 +135,20 @@ class ContentStore:
 
     def expire(self, *, age: float = PARTIAL_LIFE) -> int:
         """Drop downloads that broke off and were not gone on with for `age` seconds; the bytes that were freed."""
-        freed = 0
-        for path in self._ingest.glob(f"{_PARTIAL}*"):
-            with contextlib.suppress(FileNotFoundError, BlockingIOError), open(path, "rb") as file:
-                found = os.fstat(file.fileno())
-                if time.time() - found.st_mtime < age:
-                    continue
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not while a writer holds it
-                if path.stat().st_ino == found.st_ino:  # else it was committed, and another is being written
-                    path.unlink()
-                    freed += found.st_size
-        return freed
+        return sum(_drop_idle(path, age=age) for path in self._ingest.glob(f"{_PARTIAL}*"))
+
+
+def _drop_idle(path: Path, *, age: float) -> int:
+    """Remove an ingest's file that nobody holds and nobody wrote to for `age` seconds; its bytes, 0 when it stays."""
+    with contextlib.suppress(FileNotFoundError, BlockingIOError), open(path, "rb") as file:
+        found = os.fstat(file.fileno())
+        if time.time() - found.st_mtime < age:
+            return 0
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.stat().st_ino == found.st_ino:  # else it was committed, and another is being written
+            path.unlink()
+            return found.st_size
+    return 0
 
 
 class Ingest:
@@ -190,7 +193,7 @@ class Ingest:
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
         self.close()
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append; Failed when the disk refuses."""
         view = memoryview(data)
         done = 0

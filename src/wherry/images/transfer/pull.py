@@ -1,32 +1,33 @@
-"""Pull: an image from a registry into the store.
+"""Pull: images from a registry into the store.
 
-    manifest or index -> platform -> config -> layers, DOWNLOADS at a time, unpacked base first while others still come
-    -> image row and tag in one transaction
+    manifest or index -> platform(s) -> config -> layers (bring.py) -> image row and tag in one transaction
 
-A layer that two pulls want at once is downloaded and unpacked by one of them. A pull that fails or is cancelled leaves
-no image, no tag and no layer; what it downloaded completely is dropped with its lease.
+One platform of an index is brought as a rule; another one, pulled later, is held beside it. All of them, with what the
+index names besides images (attestations), are brought by `platform="all"`: then the index can be passed on whole.
+
+A pull that fails or is cancelled leaves no image, no tag and no layer; what it downloaded is kept for a day, for the
+next one to go on with.
 """
 
-import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from wherry.aio import settle
-from wherry.digest import ChainID, DiffID, Digest, extend_chain, is_digest
-from wherry.distribution.errors import translate
-from wherry.distribution.fetch import fetch
+from wherry.digest import ChainID, Digest, extend_chain, is_digest
+from wherry.distribution.errors import Refused, Unreachable, translate
 from wherry.distribution.source import Source, open_source
-from wherry.errors import InvalidParameter, NotFound, NotSupported, WherryError
+from wherry.errors import Corrupt, Failed, InvalidParameter, NotFound, NotSupported, WherryError
 from wherry.images.deps import Deps
 from wherry.images.garbage import leased
-from wherry.images.layers import check_type, short, unpack
-from wherry.images.leases import Lease
-from wherry.images.progress import Bar, Progress
-from wherry.images.record import Image, ImageID, Layer
+from wherry.images.progress import Progress
+from wherry.images.record import Image, ImageID, Layer, Target
+from wherry.images.transfer.bring import Errand, bring_blobs, bring_layers
+from wherry.images.transfer.kinds import check_manifest, check_top, is_image
 from wherry.reference import Reference, parse
 from wherry.spec.distribution import ANONYMOUS, Auth
 from wherry.spec.image import (
-    CONFIGS,
+    INDEXES,
+    MAX_DOCUMENT,
     Descriptor,
     ImageConfig,
     Index,
@@ -38,22 +39,18 @@ from wherry.spec.image import (
     host_platform,
     media_type_of,
     parse_platform,
+    rank,
     runs_on,
     select,
 )
-from wherry.storage.content import Ingest
 
-# What early registries called a config; Docker takes them too.
-LEGACY_CONFIGS = frozenset(
-    {"", "application/octet-stream", "application/json", "text/html", "text/html; charset=utf-8"}
-)
+ALL = "all"  # for a platform: every one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
     """The documents of one image as a registry gave them."""
 
-    top: Raw  # what the reference names: an index, or the manifest itself
     manifest: Raw
     config_raw: bytes
     config: ImageConfig
@@ -63,7 +60,7 @@ class Found:
     @property
     def blobs(self) -> frozenset[Digest]:
         layers = (layer.digest for layer in self.layers)
-        return frozenset({self.top.digest, self.manifest.digest, self.config_digest, *layers})
+        return frozenset({self.manifest.digest, self.config_digest, *layers})
 
     @property
     def chains(self) -> list[ChainID]:
@@ -71,6 +68,25 @@ class Found:
         for diff_id in self.config.rootfs.diff_ids:
             found.append(extend_chain(found[-1] if found else None, diff_id))
         return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What is brought under one name."""
+
+    top: Raw  # what the name names: an index, or the manifest itself
+    images: list[Found]
+    others: list[tuple[Raw, Manifest]] = field(default_factory=list)  # manifests of no image we could run
+
+    @property
+    def attached(self) -> frozenset[Digest]:
+        """The blobs of `others`."""
+        blobs = (blob.digest for _, manifest in self.others for blob in (manifest.config, *manifest.layers))
+        return frozenset({*(raw.digest for raw, _ in self.others), *blobs})
+
+    @property
+    def blobs(self) -> frozenset[Digest]:
+        return self.attached.union({self.top.digest}, *(found.blobs for found in self.images))
 
 
 async def pull(
@@ -85,32 +101,24 @@ async def pull(
 ) -> Image:
     """Pull `reference`; `tag` (a tag or a digest) takes precedence over one in it. Answers the (last) image.
 
-    Errors before the first call of `progress` are about the request as a whole: InvalidParameter, NotFound, Failed
-    (registry unreachable, or refusing), NotSupported (format).
+    `platform`: `os/arch[/variant]`, `all`, or None for this machine's. Errors before the first call of `progress` are
+    about the request as a whole: InvalidParameter, NotFound, Failed (registry unreachable, or refusing), NotSupported
+    (no container image).
     """
-    wanted = parse_platform(platform) if platform else host_platform()
     named = _name(reference, tag)
     lone = not all_tags or bool(named.tag or named.digest)
     named = named.tagged() if lone else named
+    job = _Pull(deps=deps, platform=platform, progress=progress)
     try:
         async with open_source(deps.registry, named, auth) as source:
             if lone:
-                tags = [named]
+                image, updated = await job.one(source, named)
             else:
-                tags = [named.with_tag(each) for each in await source.tags()]
-            image: Image | None = None
-            updated = False
-            for each in tags:
-                image, changed = await _pull_one(deps, source, each, wanted, progress)
-                updated = updated or changed
-                if platform and not runs_on(image.config.platform, wanted):
-                    progress({"status": _warning(each, wanted, image)})
+                image, updated = await job.every(source, named)
     except WherryError as exc:
         if (translated := translate(exc, named)) is exc:
             raise
         raise translated from exc
-    if image is None:
-        raise NotFound(f"repository {named.familiar_name} has no tags")
     state = "Downloaded newer image for" if updated else "Image is up to date for"
     progress({"status": f"Status: {state} {named.familiar}"})
     return image
@@ -127,6 +135,195 @@ def _name(text: str, tag: str | None) -> Reference:
     return reference.with_tag(tag)
 
 
+class _Pull:
+    """One request."""
+
+    def __init__(self, *, deps: Deps, platform: str | None, progress: Progress) -> None:
+        self._deps = deps
+        self._progress = progress
+        self._all = platform == ALL
+        self._asked = bool(platform) and not self._all  # for one platform, by name
+        self._platform = parse_platform(platform) if platform and not self._all else host_platform()
+
+    async def every(self, source: Source, named: Reference) -> tuple[Image, bool]:
+        """All tags; those that are no images are passed over with a word. The last image, and whether any is new."""
+        image: Image | None = None
+        updated = False
+        for tag in await source.tags():
+            try:
+                image, changed = await self.one(source, named.with_tag(tag))
+                updated = updated or changed
+            except NotSupported as exc:
+                self._progress({"status": f"Skipping {named.familiar_name}:{tag}: {exc.message}"})
+        if image is None:
+            raise NotFound(f"repository {named.familiar_name} has no tags that are images")
+        return image, updated
+
+    async def one(self, source: Source, reference: Reference) -> tuple[Image, bool]:
+        """One tag or digest; whether it brought an image its name did not stand for before."""
+        name = reference.digest or reference.tag
+        assert name is not None
+        deps = self._deps
+        before = deps.store.target(reference)
+        top = await self._top(source, name, before)
+        self._progress({"status": f"Pulling from {reference.path}", "id": name})
+        wanted = await self._resolve(source, top)
+        try:
+            async with leased(deps, f"pull {reference}") as lease:
+                errand = Errand(deps=deps, source=source, lease=lease, progress=self._progress)
+                image = await self._bring(errand, reference, wanted)
+        except (Refused, Unreachable):
+            raise
+        except WherryError as exc:
+            await settle(_give_up, deps, wanted, full=isinstance(exc, Failed))
+            raise
+        await settle(_forget, deps, wanted)
+        self._progress({"status": f"Digest: {top.digest}"})
+        if self._asked and not runs_on(image.config.platform, self._platform):
+            self._progress({"status": _warning(reference, self._platform, image)})
+        deps.announce("pull", image, actor=reference.familiar, name=reference.familiar_name)
+        known = before.images if before is not None and before.descriptor.digest == top.digest else ()
+        return image, any(ImageID(found.config_digest) not in known for found in wanted.images)
+
+    # --- documents ----------------------------------------------------------------------------------------------------
+
+    async def _top(self, source: Source, name: str, before: Target | None) -> Raw:
+        """What `name` names. Not asked for again when it is what it was: rate limits count that."""
+        if before is not None and await source.held(name) == before.descriptor.digest:
+            held = await self._held(before.descriptor)
+            if held is not None:
+                return Raw(held, before.descriptor.media_type, before.descriptor.digest)
+        return await source.manifest(name)
+
+    async def _held(self, descriptor: Descriptor) -> bytes | None:
+        """A document from the content store; None when it is not there, or damaged (then it is removed)."""
+        content = self._deps.content
+        try:
+            return await settle(content.read, descriptor.digest, limit=MAX_DOCUMENT)
+        except Corrupt:
+            await settle(content.delete, descriptor.digest)
+        except (NotFound, InvalidParameter):
+            pass
+        return None
+
+    async def _resolve(self, source: Source, top: Raw) -> Wanted:
+        """From what a name names to the images that are wanted of it."""
+        check_top(top.media_type)
+        document = decode_manifest(top.data, top.media_type)
+        top = Raw(top.data, media_type_of(document, top.media_type), top.digest)
+        if isinstance(document, Manifest):
+            return Wanted(top=top, images=[await self._found(source, top, document)])
+        if self._all:
+            return await self._resolve_all(source, top, document)
+        chosen = select(document, self._platform)
+        if chosen is None:
+            raise NotFound(f"no matching manifest for {self._platform} in the manifest list entries{_offers(document)}")
+        manifest_raw, manifest = await self._manifest(source, chosen)
+        return Wanted(top=top, images=[await self._found(source, manifest_raw, manifest)])
+
+    async def _resolve_all(self, source: Source, top: Raw, index: Index) -> Wanted:
+        wanted = Wanted(top=top, images=[])
+        host = host_platform()
+        for entry in sorted(index.manifests, key=lambda entry: _order(entry, host)):
+            raw, manifest = await self._manifest(source, entry)
+            if is_image(manifest) and entry.platform is not None and entry.platform.os == "linux":
+                wanted.images.append(await self._found(source, raw, manifest))
+            else:
+                wanted.others.append((raw, manifest))
+        if not wanted.images:
+            raise NotFound(f"no image for linux in the manifest list entries{_offers(index)}")
+        return wanted
+
+    async def _manifest(self, source: Source, entry: Descriptor) -> tuple[Raw, Manifest]:
+        """A manifest that an index names."""
+        if entry.media_type in INDEXES:
+            raise NotSupported("an index within an index is not supported")
+        held = await self._held(entry)
+        raw = Raw(held, entry.media_type, entry.digest) if held is not None else await source.manifest(entry.digest)
+        document = decode_manifest(raw.data, raw.media_type or entry.media_type)
+        if not isinstance(document, Manifest):
+            raise NotSupported("an index within an index is not supported")
+        return Raw(raw.data, media_type_of(document, raw.media_type), raw.digest), document
+
+    async def _found(self, source: Source, raw: Raw, manifest: Manifest) -> Found:
+        check_manifest(manifest)
+        config_raw = await self._held(manifest.config) or await source.document(manifest.config)
+        config = decode_config(config_raw)
+        if config.os not in ("", "linux"):
+            raise NotSupported(f'image operating system "{config.os}" cannot be used on this platform')
+        if len(config.rootfs.diff_ids) != len(manifest.layers):
+            raise InvalidParameter(
+                f"layers from manifest don't match image configuration: {len(manifest.layers)} layers, "
+                f"{len(config.rootfs.diff_ids)} diffIDs"
+            )
+        return Found(
+            manifest=raw,
+            config_raw=config_raw,
+            config=config,
+            config_digest=manifest.config.digest,
+            layers=manifest.layers,
+        )
+
+    # --- content ------------------------------------------------------------------------------------------------------
+
+    async def _bring(self, errand: Errand, reference: Reference, wanted: Wanted) -> Image:
+        """All content, then all records; the image that `reference` was pulled for."""
+        chains = [chain for found in wanted.images for chain in found.chains]
+        await errand.lease.protect(digests=wanted.blobs, chains=chains)
+        content = self._deps.content
+        await settle(content.write, wanted.top.data)
+        layers = [await self._layers(errand, found) for found in wanted.images]
+        for raw, manifest in wanted.others:
+            await settle(content.write, raw.data)
+            await bring_blobs(errand, (manifest.config, *manifest.layers))
+        for found, own in reversed(list(zip(wanted.images, layers, strict=True))):
+            image = await self._record(reference, wanted, found, own)
+        return image
+
+    async def _layers(self, errand: Errand, found: Found) -> Sequence[Layer]:
+        """The layers of one image; of one that is here whole there is nothing to tell."""
+        deps = self._deps
+        image = deps.store.find(found.config_digest)
+        if image is not None and found.blobs <= image.blobs:
+
+            def complete() -> bool:
+                return all(map(deps.content.has, found.blobs)) and all(map(deps.snapshots.has, found.chains))
+
+            if await settle(complete):
+                return image.layers
+        for document in (found.manifest.data, found.config_raw):
+            await settle(deps.content.write, document)
+        return await bring_layers(errand, found.layers, found.config.rootfs.diff_ids, found.chains)
+
+    async def _record(self, reference: Reference, wanted: Wanted, found: Found, layers: Sequence[Layer]) -> Image:
+        references = [reference.with_digest(wanted.top.digest)]
+        if reference.digest is None:
+            references.insert(0, reference)
+        image = Image(
+            id=ImageID(found.config_digest),
+            config=found.config,
+            manifests=(found.manifest.descriptor,),
+            layers=tuple(layers),
+            blobs=found.blobs,
+        )
+        return await self._deps.store.put(
+            image, references=references, target=wanted.top.descriptor, blobs=wanted.attached
+        )
+
+
+def _order(entry: Descriptor, host: Platform) -> int:
+    """This machine's platform first: should the pull be interrupted, it is the one to have."""
+    at = rank(entry.platform, host) if entry.platform is not None else None
+    return at if at is not None else 1 << 16
+
+
+def _offers(index: Index) -> str:
+    """Which platforms there are instead, for a message."""
+    names = {str(entry.platform) for entry in index.manifests if entry.platform is not None}
+    known = sorted(names - {"unknown/unknown", ""})
+    return f": it has {', '.join(known[:20])}" if known else ""
+
+
 def _warning(reference: Reference, wanted: Platform, image: Image) -> str:
     return (
         f"WARNING: image with reference {reference.familiar} was found but does not match the specified platform: "
@@ -134,209 +331,14 @@ def _warning(reference: Reference, wanted: Platform, image: Image) -> str:
     )
 
 
-async def _pull_one(
-    deps: Deps, source: Source, reference: Reference, wanted: Platform, progress: Progress
-) -> tuple[Image, bool]:
-    """One tag or digest; whether it names another image than before."""
-    name = reference.digest or reference.tag
-    assert name is not None
-    top = await source.manifest(name)
-    progress({"status": f"Pulling from {reference.path}", "id": name})
-    found = await _resolve(source, reference, top, wanted)
-    before = deps.store.tagged(reference)
-    async with leased(deps, f"pull {reference}") as lease:
-        layers = await _held(deps, lease, found) or await _bring(deps, source, lease, found, progress)
-        image = await _record(deps, reference, found, layers)
-    progress({"status": f"Digest: {top.digest}"})
-    deps.announce("pull", image, actor=reference.familiar, name=reference.familiar_name)
-    return image, before is None or before.id != image.id
+def _forget(deps: Deps, wanted: Wanted) -> None:
+    """All is recorded: nothing of it will have to be gone on with."""
+    for blob in wanted.blobs:
+        deps.content.forget_download(blob)
 
 
-async def _resolve(source: Source, reference: Reference, top: Raw, wanted: Platform) -> Found:
-    """From what the reference names to one image's documents."""
-    manifest_raw = top
-    document = decode_manifest(top.data, top.media_type)
-    top = Raw(top.data, media_type_of(document, top.media_type), top.digest)
-    if isinstance(document, Index):
-        chosen = select(document, wanted)
-        if chosen is None:
-            raise NotFound(f"no matching manifest for {wanted} in the manifest list entries")
-        manifest_raw = await source.manifest(chosen.digest)
-        document = decode_manifest(manifest_raw.data, manifest_raw.media_type or chosen.media_type)
-    if not isinstance(document, Manifest):
-        raise NotSupported(f"{reference.familiar}: an index within an index is not supported")
-    manifest_raw = Raw(manifest_raw.data, media_type_of(document, manifest_raw.media_type), manifest_raw.digest)
-    _check(document)
-    config_raw = await source.document(document.config)
-    config = decode_config(config_raw)
-    if config.os not in ("", "linux"):
-        raise NotSupported(f'image operating system "{config.os}" cannot be used on this platform')
-    if len(config.rootfs.diff_ids) != len(document.layers):
-        raise InvalidParameter(
-            f"layers from manifest don't match image configuration: {len(document.layers)} layers, "
-            f"{len(config.rootfs.diff_ids)} diffIDs"
-        )
-    return Found(
-        top=top,
-        manifest=manifest_raw,
-        config_raw=config_raw,
-        config=config,
-        layers=document.layers,
-        config_digest=document.config.digest,
-    )
-
-
-def _check(manifest: Manifest) -> None:
-    kind = manifest.config.media_type
-    if kind not in CONFIGS and kind not in LEGACY_CONFIGS:
-        raise NotSupported(f'Encountered remote "{kind}"(unknown) when fetching: it is not a container image')
-    for layer in manifest.layers:
-        check_type(layer)
-
-
-async def _held(deps: Deps, lease: Lease, found: Found) -> Sequence[Layer] | None:
-    """The image's layers when everything of it is here already: then there is nothing to tell of layers."""
-    await lease.protect(digests=found.blobs, chains=found.chains)
-    image = deps.store.find(found.config_digest)
-    if image is None or not found.blobs <= image.blobs:
-        return None
-
-    def complete() -> bool:
-        return all(map(deps.content.has, found.blobs)) and all(map(deps.snapshots.has, found.chains))
-
-    return image.layers if await settle(complete) else None
-
-
-async def _bring(deps: Deps, source: Source, lease: Lease, found: Found, progress: Progress) -> list[Layer]:
-    """Everything of the image into the stores; its layers, base first."""
-    await lease.protect(digests=found.blobs, chains=found.chains)
-    for document in (found.top.data, found.manifest.data, found.config_raw):
-        await settle(deps.content.write, document)
-    work = _Work(deps=deps, source=source, lease=lease, found=found, progress=progress)
-    try:
-        async with asyncio.TaskGroup() as group:
-            return await work.run(group)
-    except BaseExceptionGroup as errors:
-        raise _first(errors) from errors
-    raise AssertionError("unreachable: a TaskGroup either returns or raises")
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error to tell: one of ours if there is one."""
-    ours, rest = errors.split(WherryError)
-    group = ours or rest
-    assert group is not None
-    inner = group.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
-    """One image's layers on their way."""
-
-    deps: Deps
-    source: Source
-    lease: Lease
-    found: Found
-    progress: Progress
-    bars: dict[Digest, Bar] = field(default_factory=dict)
-
-    async def run(self, group: asyncio.TaskGroup) -> list[Layer]:
-        downloads = await self._start(group)
-        layers: list[Layer] = []
-        for blob, diff_id in zip(self.found.layers, self.found.config.rootfs.diff_ids, strict=True):
-            if (download := downloads.get(blob.digest)) is not None:
-                await download
-            layers.append(await self._unpack(blob, diff_id, layers[-1].chain if layers else None))
-            if blob.digest in self.bars:
-                self.bars.pop(blob.digest).say("Pull complete")
-        return layers
-
-    async def _start(self, group: asyncio.TaskGroup) -> Mapping[Digest, asyncio.Task[None]]:
-        """Begin all downloads that are needed, in the order of the layers."""
-        downloads: dict[Digest, asyncio.Task[None]] = {}
-        seen: set[Digest] = set()
-        for blob, chain in zip(self.found.layers, self.found.chains, strict=True):
-            if blob.digest in seen:
-                continue
-            seen.add(blob.digest)
-            bar = Bar(self.progress, short(blob.digest))
-            if await settle(self._is_there, blob, chain):
-                bar.say("Already exists")
-                continue
-            bar.say("Pulling fs layer")
-            self.bars[blob.digest] = bar
-            downloads[blob.digest] = group.create_task(self._download(blob, bar))
-        return downloads
-
-    def _is_there(self, blob: Descriptor, chain: ChainID) -> bool:
-        return self.deps.snapshots.has(chain) and self.deps.content.has(blob.digest)
-
-    async def _unpack(self, blob: Descriptor, diff_id: DiffID, parent: ChainID | None) -> Layer:
-        bar = self.bars.get(blob.digest)
-
-        def extracting(current: int) -> None:
-            if bar is not None:
-                bar.show("Extracting", current, blob.size)
-
-        return await unpack(
-            self.deps, self.lease, blob, parent=parent, diff_id=diff_id, extracting=extracting if bar else None
-        )
-
-    async def _download(self, blob: Descriptor, bar: Bar) -> None:
-        if self.deps.downloads.locked():
-            bar.say("Waiting")
-        async with self.deps.locks(("blob", blob.digest)):  # another pull may be bringing it
-            if await settle(self.deps.content.has, blob.digest):
-                bar.say("Download complete")
-                return
-            async with self.deps.downloads:
-                await self._fetch(blob, bar)
-
-    async def _fetch(self, blob: Descriptor, bar: Bar) -> None:
-        ingest = self.deps.content.ingest(f"layer {blob.digest}")  # on the loop: a cancelled thread would lose it
-        try:
-            await fetch(
-                self.source,
-                blob,
-                _IngestSink(ingest),
-                received=lambda current: bar.show("Downloading", current, blob.size),
-                pausing=lambda left: bar.say(f"Retrying in {left} second{'s' if left != 1 else ''}"),
-            )
-            bar.say("Verifying Checksum")
-            await settle(ingest.commit, blob.digest, blob.size)
-        finally:
-            await settle(ingest.abort)  # nothing happens after a commit
-        bar.say("Download complete")
-
-
-class _IngestSink:
-    """Writes go to a thread: the disk may be slow, the loop must not."""
-
-    def __init__(self, ingest: Ingest) -> None:
-        self._ingest = ingest
-
-    @property
-    def offset(self) -> int:
-        return self._ingest.offset
-
-    async def write(self, data: bytes) -> None:
-        if data:
-            await settle(self._ingest.write, data)
-
-    async def restart(self) -> None:
-        await settle(self._ingest.reset)
-
-
-async def _record(deps: Deps, reference: Reference, found: Found, layers: Sequence[Layer]) -> Image:
-    references = [reference.with_digest(found.top.digest)]
-    if reference.digest is None:
-        references.insert(0, reference)
-    image = Image(
-        id=ImageID(found.config_digest),
-        config=found.config,
-        manifests=(found.manifest.descriptor,),
-        layers=tuple(layers),
-        blobs=found.blobs,
-    )
-    return await deps.store.put(image, references=references)
+def _give_up(deps: Deps, wanted: Wanted, *, full: bool) -> None:
+    """The content is wrong, or the disk is full: what was downloaded helps nobody."""
+    _forget(deps, wanted)
+    if full:
+        deps.content.expire(age=0)
