@@ -21,9 +21,7 @@ async def head(call: Call) -> web.StreamResponse:
         if (answer := await call.hooks.missing_blob(call.request, call.repository, digest)) is None:
             raise
         return answer
-    answer = web.Response(status=200, headers=_headers(digest))
-    answer.content_length = size
-    return answer
+    return web.Response(status=200, headers={**_headers(digest), "Content-Length": str(size)})
 
 
 async def get(call: Call) -> web.StreamResponse:

@@ -1,0 +1,1 @@
+"""What tests of registries share: servers to talk to, a small client, documents to push."""
