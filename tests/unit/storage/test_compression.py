@@ -3,6 +3,7 @@
 import bz2
 import contextlib
 import gzip
+import hashlib
 import io
 import lzma
 import os
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from wherry.errors import InvalidParameter, NotSupported
 from wherry.storage import compression
-from wherry.storage.compression import Compression, Limits, compressor, decompress, detect
+from wherry.storage.compression import GZIP_BLOCK, Compression, Limits, compressor, decompress, detect
 
 PLAIN = random.Random(1).randbytes(200_000) + bytes(3_000_000) + b"text " * 50_000
 
@@ -95,16 +96,14 @@ def test_garbage_after_the_data_is_damage(form):
             pass
 
 
-@pytest.mark.parametrize("kind", ["gzip", "zstd", "none"])
-def test_what_we_compress_is_reproducible_and_read_by_others(kind):
-    def once() -> bytes:
-        stream = compressor(Compression(kind))
-        return b"".join(
-            [*(stream.compress(PLAIN[at : at + 65536]) for at in range(0, len(PLAIN), 65536)), stream.flush()]
-        )
+def pack(kind: str, data: bytes, step: int) -> bytes:
+    stream = compressor(Compression(kind))
+    return b"".join([*(stream.compress(data[at : at + step]) for at in range(0, len(data), step)), stream.flush()])
 
-    data = once()
-    assert data == once()
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd", "none"])
+def test_what_we_compress_is_read_by_others(kind):
+    data = pack(kind, PLAIN, 65536)
     if kind == "gzip":
         assert gzip.decompress(data) == PLAIN
         assert data[4:8] == bytes(4)  # no time
@@ -114,6 +113,36 @@ def test_what_we_compress_is_reproducible_and_read_by_others(kind):
     else:
         assert data == PLAIN
     assert detect(data) == kind
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd", "none"])
+def test_how_the_data_was_cut_does_not_show(kind):
+    assert len({pack(kind, PLAIN, step) for step in (10_007, 1 << 16, 1 << 20, (1 << 21) + 1, len(PLAIN))}) == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, GZIP_BLOCK - 1, GZIP_BLOCK, GZIP_BLOCK + 1, 3 * GZIP_BLOCK])
+def test_gzip_of_any_length_is_whole_and_has_no_needless_members(size):
+    data = pack("gzip", PLAIN[:size], 300_000)
+    assert gzip.decompress(data) == PLAIN[:size]
+    assert data.count(b"\x1f\x8b\x08\0\0\0\0\0") == max(1, -(-size // GZIP_BLOCK))
+
+
+def words() -> bytes:
+    """Something like text, and something that does not compress; the same on every machine."""
+    numbers = [hashlib.sha256(str(number).encode()).digest() for number in range(40_000)]
+    return b"".join(b"word %d line %d\n" % (each[0], each[1]) for each in numbers) + b"".join(numbers)
+
+
+@pytest.mark.parametrize(
+    ("kind", "digest"),
+    [
+        ("gzip", "c644b80c4c27ca6930b7bbb1c7177c873984b0f610af85461dbbd701e21d7225"),
+        ("zstd", "f08fb8f4b5f2377a52848a80a02bda189511042ccad6084a590ef11573942581"),
+    ],
+)
+def test_the_compressed_bytes_are_the_same_on_every_machine(kind, digest):
+    """When this fails, the same layer has another digest than with earlier releases, and registries hold it twice."""
+    assert hashlib.sha256(pack(kind, words(), 1 << 18)).hexdigest() == digest
 
 
 def test_only_gzip_and_zstd_are_written():

@@ -1,6 +1,6 @@
 """Making images here: what import, commit and bootstrap have in common.
 
-Layers made here are kept gzipped (isal: a second for 400 MB). Kept plain they would save that second and cost three
+Layers made here are kept gzipped (under two seconds for 400 MB). Kept plain they would save that second and cost three
 times the space, and every push or save would have to compress them, with a digest that depends on who did it.
 """
 
