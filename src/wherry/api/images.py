@@ -36,7 +36,6 @@ log = logging.getLogger(__name__)
 def add(router: Router) -> None:
     router.add("GET", "/images/json", list_)
     router.add("GET", "/images/get", save)
-    router.add("GET", "/images/search", not_yet("searching registries"))
     router.add("POST", "/images/create", create)
     router.add("POST", "/images/load", load)
     router.add("POST", "/images/prune", prune)
@@ -47,7 +46,6 @@ def add(router: Router) -> None:
     router.add("POST", "/images/{name}/tag", tag)
     router.add("POST", "/images/{name}/push", not_yet("pushing images"))
     router.add("DELETE", "/images/{name}", remove)
-    router.add("GET", "/distribution/{name}/json", not_yet("looking into registries"))
 
 
 async def list_(call: Call) -> web.StreamResponse:
@@ -92,7 +90,7 @@ async def create(call: Call) -> web.StreamResponse:
 async def _pull(call: Call) -> web.StreamResponse:
     name = call.text("fromImage").removesuffix(":")  # `pull -a` may leave one
     tag = call.text("tag") or None
-    auth = _auth(call)
+    auth = credentials(call)
 
     async def work(report: Report) -> None:
         await pulling.pull(
@@ -108,7 +106,7 @@ async def _pull(call: Call) -> web.StreamResponse:
     return await follow(call, work)
 
 
-def _auth(call: Call) -> Auth:
+def credentials(call: Call) -> Auth:
     """As in Docker credentials that cannot be read count as none: the registry will say what it thinks of that."""
     try:
         return decode_auth(call.request.headers.get("X-Registry-Auth"))

@@ -32,8 +32,6 @@ class EngineFacts:
     init_binary: str = ""
     debug: bool = False
     labels: Sequence[str] = ()
-    insecure_registries: Sequence[str] = ()  # CIDRs and host[:port]
-    mirrors: Sequence[str] = ()  # of docker.io
     live_restore: bool = True
     security_options: Sequence[str] = ("name=seccomp,profile=builtin",)
     address_pools: Sequence[tuple[str, int]] = ()  # (base, size)

@@ -1,25 +1,23 @@
-"""The engine about itself: /_ping, /version, /info, /system/df, /auth."""
+"""The engine about itself: /_ping, /version, /info, /system/df."""
 
 import asyncio
 import os
 from datetime import UTC, datetime
 
-import msgspec
 from aiohttp import web
 
 from wherry.api import host
 from wherry.api.call import Call
 from wherry.api.images import container_ids
+from wherry.api.registries import describe
 from wherry.api.router import Router
 from wherry.api.services import API_VERSION, MIN_API_VERSION, EngineFacts
 from wherry.containers.record import Status
 from wherry.containers.views import listing
-from wherry.distribution.login import login
 from wherry.errors import InvalidParameter
 from wherry.filters import NONE
 from wherry.images.views import usage, versions
 from wherry.images.views.listing import list_images
-from wherry.spec.distribution import Auth
 
 _NO_CACHE = {"Cache-Control": "no-cache, no-store, must-revalidate", "Pragma": "no-cache"}
 _USAGE = ("container", "image", "volume", "build-cache")
@@ -31,7 +29,6 @@ def add(router: Router) -> None:
     router.add("GET", "/version", version)
     router.add("GET", "/info", info)
     router.add("GET", "/system/df", disk_usage)
-    router.add("POST", "/auth", auth)
 
 
 async def ping(call: Call) -> web.StreamResponse:
@@ -71,7 +68,11 @@ async def version(call: Call) -> web.StreamResponse:
 
 
 async def info(call: Call) -> web.StreamResponse:
-    return call.reply({**_counts(call), **_machine(), **_engine(call.services.facts), "NFd": host.open_files()})
+    services = call.services
+    registries = describe(services.images.registry)
+    return call.reply(
+        {**_counts(call), **_machine(), **_engine(services.facts), **registries, "NFd": host.open_files()}
+    )
 
 
 def _counts(call: Call) -> dict[str, object]:
@@ -124,11 +125,7 @@ def _engine(facts: EngineFacts) -> dict[str, object]:
         "LoggingDriver": facts.log_driver,
         "CgroupDriver": facts.cgroup_driver,
         "IndexServerAddress": "https://index.docker.io/v1/",
-        "RegistryConfig": _registries(facts),
         "GenericResources": None,
-        "HttpProxy": "",
-        "HttpsProxy": "",
-        "NoProxy": "",
         "Labels": list(facts.labels),
         "ExperimentalBuild": False,
         "Runtimes": {name: {"path": path} for name, path in facts.runtimes.items()},
@@ -152,31 +149,6 @@ def _engine(facts: EngineFacts) -> dict[str, object]:
         "CDISpecDirs": [],
         "Warnings": list(facts.warnings),
     }
-
-
-def _registries(facts: EngineFacts) -> dict[str, object]:
-    """Networks apart from single hosts, as clients expect them."""
-    networks = [entry for entry in facts.insecure_registries if "/" in entry]
-    hosts = [entry for entry in facts.insecure_registries if "/" not in entry]
-    known = {
-        "docker.io": {"Name": "docker.io", "Mirrors": list(facts.mirrors), "Secure": True, "Official": True},
-        **{name: {"Name": name, "Mirrors": [], "Secure": False, "Official": False} for name in hosts},
-    }
-    return {
-        "InsecureRegistryCIDRs": list(dict.fromkeys(["::1/128", "127.0.0.0/8", *networks])),
-        "IndexConfigs": known,
-        "Mirrors": list(facts.mirrors),
-    }
-
-
-async def auth(call: Call) -> web.StreamResponse:
-    """`docker login`: the credentials are checked, and kept by the client only."""
-    try:
-        credentials = msgspec.json.decode(await call.json() or b"{}", type=Auth)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as exc:
-        raise InvalidParameter(f"invalid JSON: {exc}") from exc
-    await login(call.services.images.registry, credentials)
-    return call.reply({"IdentityToken": "", "Status": "Login Succeeded"})
 
 
 async def disk_usage(call: Call) -> web.StreamResponse:

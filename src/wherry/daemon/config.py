@@ -39,6 +39,21 @@ class RuntimeEntry(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_f
     runtime_args: list[str] = []
 
 
+class RegistryEntry(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
+    """One registry, or one mirror, in `registries`; its key is host[:port]. Not in dockerd."""
+
+    mirrors: list[str] = []  # http(s)://host[:port][/path], asked first and in this order
+    insecure: bool = False
+    ca: str = ""  # file of certificates (PEM) trusted besides the system's
+    proxy: str = ""  # http(s)://host[:port], or `direct`
+
+
+class ProxySettings(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
+    http_proxy: str = ""
+    https_proxy: str = ""
+    no_proxy: str = ""
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     """All keys, named on the wire as in dockerd's daemon.json."""
 
@@ -62,7 +77,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_u
     log_opts: dict[str, str] = {}
     insecure_registries: list[str] = []
     registry_mirrors: list[str] = []
+    registries: dict[str, RegistryEntry] = {}
+    proxies: ProxySettings = ProxySettings()
     max_concurrent_downloads: int = 3
+    max_concurrent_uploads: int = 5
+    allow_nondistributable_artifacts: list[str] = []
     bridge: str = ""
     bip: str = ""
     default_address_pools: list[AddressPool] = []
@@ -93,7 +112,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_u
         return Path(self.pidfile) if self.pidfile else Path(self.exec_root) / "wherry.pid"
 
 
-# (flag letters and words, key, kind, help). Kinds: text, number, size, switch, list, pairs, pools.
+# (flag letters and words, key, kind, help). Kinds: text, number, size, switch, list, pairs, pools, proxy.
 _FLAGS: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
     (("-H", "--host"), "hosts", "list", "Listen on unix://PATH, tcp://HOST:PORT or fd:// (repeatable)"),
     (("--data-root",), "data-root", "text", f"Root directory of persistent state (default {DEFAULT_DATA_ROOT})"),
@@ -115,7 +134,17 @@ _FLAGS: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
     (("--log-opt",), "log-opts", "pairs", "Default log driver options, NAME=VALUE (repeatable)"),
     (("--insecure-registry",), "insecure-registries", "list", "Registry (host[:port] or CIDR) spoken to without TLS"),
     (("--registry-mirror",), "registry-mirrors", "list", "Mirror of docker.io, asked first (repeatable)"),
+    (("--http-proxy",), "proxies", "proxy", "Proxy for registries reached by http (default $HTTP_PROXY)"),
+    (("--https-proxy",), "proxies", "proxy", "Proxy for registries reached by https (default $HTTPS_PROXY)"),
+    (("--no-proxy",), "proxies", "proxy", "Hosts and networks reached without proxy (default $NO_PROXY)"),
     (("--max-concurrent-downloads",), "max-concurrent-downloads", "number", "Layers downloaded at once (default 3)"),
+    (("--max-concurrent-uploads",), "max-concurrent-uploads", "number", "Layers uploaded at once (default 5)"),
+    (
+        ("--allow-nondistributable-artifacts",),
+        "allow-nondistributable-artifacts",
+        "list",
+        "Registry (host[:port] or CIDR) that foreign layers are pushed to",
+    ),
     (("-b", "--bridge"), "bridge", "text", "Attach containers to an existing bridge; none disables networking"),
     (("--bip",), "bip", "text", "Address of the bridge, in CIDR form"),
     (("--default-address-pool",), "default-address-pools", "pools", "Subnets to choose from: base=CIDR,size=BITS"),
@@ -173,6 +202,8 @@ def _add_flag(parser: argparse.ArgumentParser, names: tuple[str, ...], key: str,
             parser.add_argument(
                 *names, dest=key, action=_Pairs, type=_pair(names[0], key), metavar="NAME=VALUE", help=help_text
             )
+        case "proxy":
+            parser.add_argument(*names, dest=key, action=_Proxies, metavar="VALUE", help=help_text)
         case "pools":
             parser.add_argument(*names, dest=key, action="append", type=_pool, metavar="POOL", help=help_text)
         case "number":
@@ -189,6 +220,14 @@ class _Pairs(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         name, value = values
         setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), name: value})
+
+
+class _Proxies(argparse.Action):
+    """Collects the three proxy flags into one key, as the file has them."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        name = (option_string or "").removeprefix("--")
+        setattr(namespace, self.dest, {**(getattr(namespace, self.dest) or {}), name: values})
 
 
 def _pair(flag: str, key: str) -> Any:
@@ -288,6 +327,8 @@ def check(config: Config) -> None:
         raise InvalidParameter(f"unknown log-driver {config.log_driver!r}: use json-file or none")
     if not 68 <= config.mtu <= 65535:
         raise InvalidParameter(f"invalid mtu {config.mtu}: want 68 to 65535")
+    if config.max_concurrent_uploads < 1:
+        raise InvalidParameter("max-concurrent-uploads must be at least 1")
     if config.max_concurrent_downloads < 1:
         raise InvalidParameter("max-concurrent-downloads must be at least 1")
     _check_network(config)

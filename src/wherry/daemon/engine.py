@@ -21,7 +21,7 @@ from wherry.containers.life.recover import recover as recover_containers
 from wherry.containers.live import LiveTable
 from wherry.containers.store import ContainerStore
 from wherry.daemon.config import BUILT_IN_RUNTIMES, Config, find_init, find_runtimes
-from wherry.distribution.config import RegistryConfig
+from wherry.daemon.registries import registry_config
 from wherry.distribution.config import check as check_registries
 from wherry.errors import Failed
 from wherry.events import Events
@@ -83,7 +83,7 @@ async def open_engine(config: Config) -> Engine:
     events, background = Events(), Background()
     content = await settle(ContentStore, data_root)
     snapshots = await settle(choose_snapshotter, data_root, config.storage_driver)
-    registry = RegistryConfig(mirrors=config.registry_mirrors, insecure=config.insecure_registries)
+    registry = registry_config(config, os.environ)
     check_registries(registry)
     image_deps = await settle(
         lambda: images.build(
@@ -94,6 +94,7 @@ async def open_engine(config: Config) -> Engine:
             registry=registry,
             work=data_root / "work",
             downloads=config.max_concurrent_downloads,
+            uploads=config.max_concurrent_uploads,
         )
     )
     store = ContainerStore(state)
@@ -212,8 +213,6 @@ def engine_facts(
         init_binary=os.path.basename(settings.init_path),
         debug=config.debug,
         labels=config.labels,
-        insecure_registries=config.insecure_registries,
-        mirrors=config.registry_mirrors,
         address_pools=[(pool.base, pool.size) for pool in config.default_address_pools],
     )
 

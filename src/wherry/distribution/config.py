@@ -45,6 +45,7 @@ class RegistryConfig:
     hosts: Mapping[str, HostConfig] = field(default_factory=dict)  # by host[:port]
     certificates: Path = Path("/etc/docker/certs.d")  # <host:port>/{*.crt, *.cert + *.key}, as Docker keeps them
     proxies: Proxies = field(default_factory=Proxies)
+    foreign: Sequence[str] = ()  # CIDRs and host[:port]: registries that non-distributable layers are pushed to
     user_agent: str = "wherry"
 
     def host(self, name: str) -> HostConfig:
@@ -54,6 +55,12 @@ class RegistryConfig:
         """URLs, in the order they are asked."""
         dockers = self.mirrors if domain == DEFAULT_DOMAIN else ()
         return list(dict.fromkeys([*self.host(domain).mirrors, *dockers]))
+
+    def takes_foreign(self, domain: str) -> bool:
+        """Non-distributable layers may be pushed to `domain`."""
+        address = _address(_host_part(domain))
+        networks = [ipaddress.ip_network(entry, strict=False) for entry in self.foreign if "/" in entry]
+        return domain in self.foreign or (address is not None and _within(address, networks))
 
     def proxy(self, endpoint: "Endpoint", url: str) -> str | None:
         """The proxy for a request to `url` made on behalf of `endpoint`; None: there is none."""

@@ -15,9 +15,10 @@ def domain_of(address: str) -> str:
     return DEFAULT_DOMAIN if host in ("", LEGACY_DOMAIN, DEFAULT_DOMAIN) else host
 
 
-async def login(config: RegistryConfig, auth: Auth) -> None:
+async def login(config: RegistryConfig, auth: Auth) -> str:
     """Ask the registry `auth.serveraddress` for something that takes these credentials.
 
+    Answers an identity token to be used instead of the password from now on, when the token server gives one, else "".
     Raises Unauthorized when it refuses them, Unreachable or Failed when it cannot be asked. A registry that asks
     nobody for credentials takes all of them.
     """
@@ -25,14 +26,12 @@ async def login(config: RegistryConfig, auth: Auth) -> None:
     if any(char.isspace() or char in "@?#\\" for char in domain):
         raise InvalidParameter(f"invalid registry address: {auth.serveraddress[:200]!r}")
     first: Unreachable | None = None
-    for endpoint in await endpoints(config, domain):
-        if endpoint.mirror:
-            continue
+    for endpoint in await endpoints(config, domain, mirrors=False):
         try:
-            async with connect(config, endpoint, auth) as connection:
+            async with connect(config, endpoint, auth, offline=True) as connection:
                 await connection.ping()
-                async with connection.request("GET", "/v2/", scope=""):
-                    return
+                async with connection.request("GET", "/v2/"):
+                    return connection.identity_token
         except Unreachable as exc:
             first = first or exc
         except Refused as exc:

@@ -16,6 +16,7 @@ from wherry.storage.content import ContentStore
 from wherry.storage.snapshot import Snapshotter
 
 DOWNLOADS = 3  # layers fetched at a time, over all pulls, as in Docker
+UPLOADS = 5  # blobs pushed at a time, over all pushes, as in Docker
 EXTRACTIONS = 2  # layers unpacked at a time
 
 Roots = Callable[[], tuple[set[Digest], set[ChainID]]]
@@ -34,6 +35,7 @@ class Deps:
     roots: list[Roots] = field(default_factory=list)  # what others keep in the same stores: not garbage either
     locks: KeyedLock = field(default_factory=KeyedLock)
     downloads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(DOWNLOADS))
+    uploads: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(UPLOADS))
     extractions: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(EXTRACTIONS))
 
     def announce(self, action: str, image: Image | None, *, actor: str = "", name: str = "") -> None:
@@ -56,6 +58,7 @@ def build(
     registry: RegistryConfig,
     work: Path,
     downloads: int = DOWNLOADS,
+    uploads: int = UPLOADS,
 ) -> Deps:
     """Load what is stored and put the room together (blocking). `recover.recover(deps)` comes next."""
     return Deps(
@@ -68,4 +71,5 @@ def build(
         registry=registry,
         work=work,
         downloads=asyncio.Semaphore(downloads),
+        uploads=asyncio.Semaphore(uploads),
     )

@@ -38,6 +38,24 @@ class TagList(msgspec.Struct, frozen=True):
     tags: list[str] | None = None
 
 
+class Catalog(msgspec.Struct, frozen=True):
+    repositories: list[str] | None = None
+
+
+class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One repository, as registries and the Engine API both write it."""
+
+    star_count: int = 0
+    is_official: bool = False
+    name: str
+    is_automated: bool = False  # nothing is, any more
+    description: str = ""
+
+
+class SearchAnswer(msgspec.Struct, frozen=True):
+    results: list[SearchResult] = []
+
+
 class Auth(msgspec.Struct, frozen=True, kw_only=True):
     """What `X-Registry-Auth` carries. All empty: anonymous."""
 

@@ -55,7 +55,7 @@ class World:
             events=self.events,
             content=ContentStore(root),
             snapshots=snapshots,
-            registry=RegistryConfig(),
+            registry=RegistryConfig(insecure=("10.0.0.0/8", "registry.test:5000"), mirrors=("https://mirror.test/",)),
             work=root / "work",
         )
         self.volumes = Volumes(state, root / "volumes", self.events)
@@ -81,8 +81,6 @@ class World:
             started=0,
             runtimes={"crun": "/usr/bin/crun"},
             default_runtime="crun",
-            insecure_registries=("10.0.0.0/8", "registry.test:5000"),
-            mirrors=("https://mirror.test/",),
         )
         self.services = Services(
             containers=self.containers,
