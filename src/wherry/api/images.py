@@ -7,7 +7,6 @@ from aiohttp import web
 
 from wherry.aio import finish
 from wherry.api.call import TAR, Call
-from wherry.api.missing import not_yet
 from wherry.api.progress import Report, follow
 from wherry.api.router import Router
 from wherry.containers.record import Status
@@ -44,7 +43,6 @@ def add(router: Router) -> None:
     router.add("GET", "/images/{name}/history", history)
     router.add("GET", "/images/{name}/get", save)
     router.add("POST", "/images/{name}/tag", tag)
-    router.add("POST", "/images/{name}/push", not_yet("pushing images"))
     router.add("DELETE", "/images/{name}", remove)
 
 

@@ -1,6 +1,18 @@
 """Every endpoint of the API, in one router."""
 
-from wherry.api import containers, events, files, images, missing, networks, registries, sessions, system, volumes
+from wherry.api import (
+    containers,
+    events,
+    files,
+    images,
+    missing,
+    networks,
+    pushing,
+    registries,
+    sessions,
+    system,
+    volumes,
+)
 from wherry.api.router import Router
 from wherry.api.server import Server
 from wherry.api.services import Services
@@ -9,7 +21,7 @@ from wherry.api.services import Services
 def router() -> Router:
     """In this order: of patterns that could both match, the first added wins."""
     found = Router()
-    for room in (sessions, files, containers, registries, images, volumes, networks, events, system, missing):
+    for room in (sessions, files, containers, pushing, registries, images, volumes, networks, events, system, missing):
         room.add(found)
     return found
 
