@@ -76,7 +76,7 @@ class Extractor:
         self._until_look = 0
         self.opaque: set[bytes] = set()  # directories the caller has to mark opaque (Whiteouts.OVERLAY)
         self.entries = 0
-        self.size = 0  # bytes of the files
+        self.size = 0  # bytes of the files, symbolic links with their length; as `tree.measure` counts
         self.warnings: list[str] = []
         self._make: dict[Kind, Callable[[Entry, int, bytes, TarReader], None]] = {
             Kind.FILE: self._file,
@@ -198,6 +198,7 @@ class Extractor:
         except FileExistsError:
             self._clear(parent, base, entry)
             os.symlink(entry.link, base, dir_fd=parent)
+        self.size += len(entry.link)
         self._set_at(parent, base, entry)
 
     def _node(self, entry: Entry, parent: int, base: bytes, reader: TarReader) -> None:
