@@ -1,15 +1,13 @@
 """Blobs: reading (end-2), with ranges, and deleting (end-10)."""
 
 import re
-from typing import BinaryIO
 
 from aiohttp import web
 
-from wherry.aio import settle
 from wherry.registry.call import API_VERSION, Call
 from wherry.registry.errors import Code, Problem, blob_unknown
+from wherry.registry.sending import send
 
-CHUNK = 1 << 20  # bytes read and sent at a time
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)\Z", re.ASCII)
 
 
@@ -41,10 +39,7 @@ async def get(call: Call) -> web.StreamResponse:
         if (start, end) != (0, size):
             answer.set_status(206)
             answer.headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-        answer.content_length = end - start
-        await answer.prepare(call.request)
-        await _send(answer, file, start, end)
-        await answer.write_eof()
+        await send(answer, call.request, file, start, end)
     call.happened("pull", digest=digest, size=end - start)
     return answer
 
@@ -79,17 +74,6 @@ def _range(call: Call, size: int) -> tuple[int, int]:
             headers={"Content-Range": f"bytes */{size}"},
         )
     return start, end
-
-
-async def _send(answer: web.StreamResponse, file: BinaryIO, start: int, end: int) -> None:
-    file.seek(start)
-    left = end - start
-    while left:
-        data = await settle(file.read, min(CHUNK, left))
-        if not data:
-            raise ConnectionResetError("a blob became shorter while it was sent")
-        left -= len(data)
-        await answer.write(data)
 
 
 async def delete(call: Call) -> web.StreamResponse:

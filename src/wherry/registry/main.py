@@ -28,6 +28,7 @@ from wherry.registry.server import build_app
 log = logging.getLogger("wherry.registry")
 
 GRACE = 5.0  # s that requests under way may take when the registry is told to stop
+READ_BUFFER = 256 << 10  # bytes of a request's body held before the socket is left to fill
 TIDY = 3600.0  # s between looks for uploads nobody went on with
 
 
@@ -109,7 +110,9 @@ async def _run(config: Config) -> None:
 
 async def listen(app: web.Application, addresses: Sequence[Address], down: AsyncExitStack) -> list[Address]:
     """Serve `app`; the addresses with their real ports. `down` ends it, after GRACE at most."""
-    runner = web.AppRunner(app, access_log_class=DebugLog, access_log=log, shutdown_timeout=GRACE)
+    runner = web.AppRunner(
+        app, access_log_class=DebugLog, access_log=log, read_bufsize=READ_BUFFER, shutdown_timeout=GRACE
+    )
     await runner.setup()
     down.push_async_callback(runner.cleanup)
     for address in addresses:

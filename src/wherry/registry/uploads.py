@@ -91,17 +91,19 @@ async def _receive(call: Call, upload: Upload) -> None:
     """The request's body to the end of the upload. What came before a broken connection is kept."""
     length = call.request.content_length or 0
     await call.hooks.before_write(call.repository, upload.offset + length)
-    pending = bytearray()
+    pending: list[bytes] = []
+    size = 0
     try:
         async for data in call.request.content.iter_any():
-            pending += data
-            if len(pending) >= CHUNK:
-                chunk, pending = bytes(pending), bytearray()
+            pending.append(data)
+            size += len(data)
+            if size >= CHUNK:
+                chunk, pending, size = b"".join(pending), [], 0
                 await upload.write(chunk)
                 await call.hooks.before_write(call.repository, upload.offset)
     finally:
         if pending:
-            await upload.write(bytes(pending))
+            await upload.write(b"".join(pending))
 
 
 async def _commit(call: Call, upload: Upload, digest: Digest) -> web.Response:
