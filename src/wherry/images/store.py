@@ -10,7 +10,7 @@ are values: a change of tags makes a new one. Used from the event loop only; rea
 import asyncio
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
@@ -158,39 +158,64 @@ class ImageStore:
         images. A reference that has the same target already keeps its other platforms beside this one; one that had
         another is moved. Answers the image as it is now.
         """
-        return await finish(self._put(image, references, target or image.manifest, frozenset(blobs), also))
+        return (await finish(self._put([image], references, target or image.manifest, frozenset(blobs), also)))[0]
+
+    async def put_all(
+        self,
+        images: Sequence[Image],
+        *,
+        references: Sequence[Reference],
+        target: Descriptor,
+        blobs: Iterable[Digest] = (),
+    ) -> list[Image]:
+        """`put` of several images of one target, in one transaction."""
+        return await finish(self._put(images, references, target, frozenset(blobs), ()))
 
     async def _put(
         self,
-        image: Image,
+        images: Sequence[Image],
         references: Sequence[Reference],
         descriptor: Descriptor,
         blobs: frozenset[Digest],
         also: Sequence[Change],
-    ) -> Image:
+    ) -> list[Image]:
         async with self._lock:
-            old = self._images.get(image.id)
-            tagging = any(reference.tag for reference in references)
-            merged = image if old is None else _merge(old, image)
-            merged = replace(merged, last_tagged=time.time_ns() if tagging else merged.last_tagged)
-            targets = [self._joined(_key(reference), merged, descriptor, blobs) for reference in references]
+            tagged = time.time_ns() if any(reference.tag for reference in references) else None
+            merged: dict[ImageID, Image] = {}
+            for image in images:
+                old = merged.get(image.id) or self._images.get(image.id)
+                new = image if old is None else _merge(old, image)
+                merged[image.id] = new if tagged is None else replace(new, last_tagged=tagged)
+            names = dict.fromkeys(map(_key, references))
+            targets = [self._joined(name, merged, descriptor, blobs) for name in names]
+            rows = [Put("images", image_id, encode(image)) for image_id, image in merged.items()]
             tags = [Put("tags", target.name, encode_target(target)) for target in targets]
-            await settle(self._state.write, Put("images", image.id, encode(merged)), *tags, *also)
-            self._images[image.id] = merged
+            await settle(self._state.write, *rows, *tags, *also)
+            self._images |= merged
             for target in targets:
                 self._assign(target)
-            self._refresh(image.id)
-            return self._images[image.id]
+            for image_id in merged:
+                self._refresh(image_id)
+            return [self._images[image.id] for image in images]
 
-    def _joined(self, name: str, image: Image, descriptor: Descriptor, blobs: frozenset[Digest]) -> Target:
-        """The target of `name` with `image` in it."""
+    def _joined(
+        self, name: str, images: Mapping[ImageID, Image], descriptor: Descriptor, blobs: frozenset[Digest]
+    ) -> Target:
+        """The target of `name` with `images` in it, which came one after the other."""
         old = self._targets.get(name)
-        if old is None or old.descriptor.digest != descriptor.digest:
-            return Target(name=name, descriptor=descriptor, images=(image.id,), blobs=blobs)
-        others = [self._images[image_id] for image_id in old.images if image_id != image.id]
-        default = self._best([*others, image], host_platform()) or image
-        rest = [other.id for other in (image, *others) if other.id != default.id]
-        return replace(old, images=(default.id, *rest), blobs=old.blobs | blobs)
+        if old is not None and old.descriptor.digest != descriptor.digest:
+            old = None
+        line = [self._images[image_id] for image_id in old.images] if old else []
+        for image in images.values():
+            others = [other for other in line if other.id != image.id]
+            default = self._best([*others, image], host_platform()) or image
+            line = [default, *(other for other in (image, *others) if other.id != default.id)]
+        return Target(
+            name=name,
+            descriptor=old.descriptor if old else descriptor,
+            images=tuple(image.id for image in line),
+            blobs=blobs | old.blobs if old else blobs,
+        )
 
     async def tag(self, name: str, reference: Reference) -> Image:
         """Let `reference` stand for all that `name` (a reference or an ID) stands for. Raises as `get`."""

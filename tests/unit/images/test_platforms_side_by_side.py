@@ -1,13 +1,18 @@
 """A name that stands for several platforms of one index."""
 
+from pathlib import Path
+
 import pytest
 
 from imagekit.making import digest, index, make
 from imagekit.world import World
-from wherry.errors import NotFound
+from wherry.digest import Digest
+from wherry.errors import NotFound, Unavailable
+from wherry.images.store import ImageStore
 from wherry.images.upkeep.tag import tag
 from wherry.reference import parse
-from wherry.spec.image import host_platform
+from wherry.spec.image import Descriptor, host_platform
+from wherry.state import Change, State
 
 HOST = make([{"a": b"host"}], architecture=host_platform().architecture, variant=host_platform().variant)
 OTHER = make([{"a": b"other"}], architecture="s390x")
@@ -105,3 +110,37 @@ async def test_ten_thousand_names_of_one_image_load_at_once(world: World):
     world.state.write(*(Put("tags", f"x:{n}", b'{"id":"%s"}' % HOST.id.encode()) for n in range(10_000)))
     world.open()
     assert len(world.deps.store.get("x:77").repo_tags) == 10_000
+
+
+class FullDisk(State):
+    """A database that counts what it is asked to write, and refuses it while `full`."""
+
+    full = True
+    writes = 0
+
+    def write(self, *changes: Change) -> None:
+        self.writes += 1
+        if self.full:
+            raise Unavailable("no space left on device")
+        super().write(*changes)
+
+
+async def test_several_images_of_an_index_are_put_in_one_transaction(world: World, tmp_path: Path):
+    images = [await world.put(made, made.id[7:12]) for made in (OTHER, HOST)]
+    descriptor = Descriptor(media_type=INDEX[1], digest=Digest(digest(INDEX[0])), size=len(INDEX[0]))
+    name = parse("x").tagged()
+    state = FullDisk(tmp_path / "other.db")
+    store = ImageStore(state, world.deps.content)
+    with pytest.raises(Unavailable):
+        await store.put_all(images, references=[name], target=descriptor)
+    assert state.writes == 1
+    assert store.target(name) is None
+    assert store.all() == []
+    state.full = False
+    put = await store.put_all(images, references=[name], target=descriptor)
+    assert state.writes == 2
+    assert [image.id for image in put] == [OTHER.id, HOST.id]
+    for found in (store, ImageStore(state, world.deps.content)):
+        assert [image.id for image in found.platforms("x")] == [HOST.id, OTHER.id]
+        assert all("x:latest" in image.repo_tags for image in found.all())
+    state.close()
