@@ -66,16 +66,16 @@ async def fetch(
         if isinstance(error, BadRange) or (isinstance(error, Refused) and error.status == 416):
             await sink.restart()  # the server has another idea of where we are
         attempt = 1 if progress else attempt + 1
-        if _may_help(error) and (progress or not (connection.endpoint.mirror or download.has_spare)):
+        if may_help(error) and (progress or not (connection.endpoint.mirror or download.has_spare)):
             if attempt >= ATTEMPTS:
                 raise error
-            await _pause(attempt, pausing, sleep)
+            await pause(attempt, pausing, sleep)
         else:
             await download.go_elsewhere(error)
             attempt = 0
 
 
-def _may_help(error: Unreachable | Refused) -> bool:
+def may_help(error: Unreachable | Refused) -> bool:
     """Whether to try again at the same place."""
     if isinstance(error, Refused):
         too_long = error.retry_after is not None and error.retry_after > PATIENCE
@@ -83,7 +83,8 @@ def _may_help(error: Unreachable | Refused) -> bool:
     return True
 
 
-async def _pause(attempt: int, pausing: Callable[[int], None], sleep: Callable[[float], Awaitable[None]]) -> None:
+async def pause(attempt: int, pausing: Callable[[int], None], sleep: Callable[[float], Awaitable[None]]) -> None:
+    """Wait as long as is right after `attempt` tries without progress, telling the seconds that are left."""
     seconds = (PAUSE * (attempt - 1) or FIRST_PAUSE) * random.uniform(1 - JITTER, 1 + JITTER)
     while seconds > 0:
         pausing(math.ceil(seconds))
