@@ -2,6 +2,7 @@
 
 import base64
 import json
+import ssl
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -35,6 +36,7 @@ class FakeRegistry:
     cuts: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # digest -> bytes sent, per answer
     failures: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # path -> statuses, in order
     ranges: bool = True
+    content_ranges: list[str] = field(default_factory=list)  # said instead of the true ones, in order
     redirect: str = ""  # where blobs really are
     headers: dict[str, str] = field(default_factory=dict)  # added to manifests
     token_life: int = 300
@@ -44,6 +46,9 @@ class FakeRegistry:
     base: str = ""
     before_blob: Callable[[str], object] | None = None
     error_body: bytes | None = None
+    error_headers: dict[str, str] = field(default_factory=dict)
+    identity: str = ""  # handed out by the token server to whom asks for one with the password
+    token_posts: int = 0  # status the token server answers a POST with; 0: it serves it
 
     @property
     def host(self) -> str:
@@ -85,7 +90,7 @@ class FakeRegistry:
         )
         statuses = self.failures.get(request.path)
         if statuses:
-            return web.Response(status=statuses.pop(0), body=self.error_body or b"")
+            return web.Response(status=statuses.pop(0), body=self.error_body or b"", headers=self.error_headers)
         if request.path != "/token" and (refusal := self._check(request)) is not None:
             return refusal
         return await handler(request)  # type: ignore[misc]
@@ -116,14 +121,23 @@ class FakeRegistry:
     async def _token(self, request: web.Request) -> web.Response:
         form = await request.post() if request.method == "POST" else {}
         said = request.headers.get("Authorization")
-        if said is not None and said != self.basic():
+        if request.method == "POST" and self.token_posts:
+            return web.Response(status=self.token_posts)
+        by_password = form.get("grant_type") == "password"
+        if by_password and (form.get("username"), form.get("password")) == (self.user, self.password):
+            said = self.basic()
+        if (by_password and said is None) or (said is not None and said != self.basic()):
             return web.json_response({"details": "incorrect username or password"}, status=401)
         refreshed = form.get("grant_type") == "refresh_token" and form.get("refresh_token") == "identity"
         self.tokens += 1
         scope = str(form.get("scope") or request.query.get("scope", ""))
         may_pull = said is not None or refreshed or not scope.startswith("repository:private/")
         kind = "pull" if may_pull and scope.endswith(":pull") else "none"
-        return web.json_response({"token": f"token-{kind}-{self.tokens}", "expires_in": self.token_life})
+        answer = {"token": f"token-{kind}-{self.tokens}", "expires_in": self.token_life}
+        offline = form.get("access_type") == "offline" or request.query.get("offline_token") == "true"
+        if said is not None and offline and self.identity:
+            answer["refresh_token"] = self.identity
+        return web.json_response(answer)
 
     async def _manifest(self, request: web.Request) -> web.Response:
         key = (request.match_info["repository"], request.match_info["name"])
@@ -147,7 +161,7 @@ class FakeRegistry:
         start, status, headers = 0, 200, {}
         if self.ranges and (wanted := request.headers.get("Range")):
             start, status = int(wanted.removeprefix("bytes=").rstrip("-")), 206
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            headers["Content-Range"] = self.content_ranges.pop(0) if self.content_ranges else _range(start, len(data))
         response = web.StreamResponse(status=status, headers=headers)
         response.content_length = len(data) - start
         await response.prepare(request)
@@ -171,10 +185,15 @@ class FakeRegistry:
         return web.json_response({"name": repository, "tags": page}, headers=headers)
 
 
+def _range(start: int, size: int) -> str:
+    return f"bytes {start}-{size - 1}/{size}"
+
+
 @asynccontextmanager
-async def serve(registry: FakeRegistry) -> AsyncIterator[FakeRegistry]:
-    server = TestServer(registry.app())
-    await server.start_server()
+async def serve(registry: FakeRegistry, *, context: ssl.SSLContext | None = None) -> AsyncIterator[FakeRegistry]:
+    """On a loopback port; by TLS with a `context`."""
+    server = TestServer(registry.app(), scheme="https" if context else "http")
+    await server.start_server(ssl=context)
     registry.base = str(server.make_url("")).rstrip("/")
     try:
         yield registry

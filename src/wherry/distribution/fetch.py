@@ -50,7 +50,7 @@ async def fetch(
     `received` gets the number of bytes there are, `pausing` the seconds until the next attempt. Raises Refused,
     Unreachable when attempts are used up, Corrupt when the registry sends another number of bytes than announced.
     """
-    urls = list(descriptor.urls or ())
+    urls = [url for url in descriptor.urls or () if url.startswith(("http://", "https://"))]
     download = _Download(source=source, descriptor=descriptor, sink=sink, received=received, urls=urls)
     attempt = 0
     best = sink.offset  # starting over is no progress until it gets further

@@ -7,6 +7,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from imagekit.registry import FakeRegistry, serve
 from wherry.distribution.config import RegistryConfig
 from wherry.distribution.login import domain_of, login
 from wherry.errors import Failed, InvalidParameter, Unauthorized
@@ -67,3 +68,54 @@ async def test_a_registry_that_is_not_there_is_named():
 async def test_an_address_that_is_none_is_refused():
     with pytest.raises(InvalidParameter, match="invalid registry address"):
         await login(RegistryConfig(), Auth(username="a", password="b", serveraddress="x y"))
+
+
+# --- token servers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def registry() -> AsyncIterator[FakeRegistry]:
+    async with serve(FakeRegistry(auth="token", identity="identity")) as found:
+        yield found
+
+
+async def log_in(registry: FakeRegistry, password: str = "secret") -> str:
+    return await login(RegistryConfig(), Auth(username="ann", password=password, serveraddress=registry.host))
+
+
+async def test_the_identity_token_of_a_token_server_is_handed_on(registry):
+    assert await log_in(registry) == "identity"
+    assert [request.method for request in registry.asked("/token")] == ["POST"]
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 405])
+async def test_a_token_server_that_knows_only_the_older_way_is_asked_so(registry, status):
+    registry.token_posts = status
+    assert await log_in(registry) == "identity"
+    first, second = registry.asked("/token")
+    assert (first.method, second.method) == ("POST", "GET")
+    assert second.query["offline_token"] == "true"
+    assert second.query["account"] == "ann"
+
+
+async def test_a_token_server_without_identity_tokens_is_fine(registry):
+    registry.identity = ""
+    assert await log_in(registry) == ""
+
+
+async def test_a_wrong_password_is_told_in_the_token_servers_words(registry):
+    with pytest.raises(Unauthorized, match=r"unauthorized: incorrect username or password"):
+        await log_in(registry, "wrong")
+
+
+async def test_a_token_server_that_is_down_does_not_get_the_password_a_second_way(registry):
+    registry.token_posts = 503
+    with pytest.raises(Failed, match="503"):
+        await log_in(registry)
+    assert len(registry.asked("/token")) == 1
+
+
+async def test_an_identity_token_is_checked_like_a_password(registry):
+    auth = Auth(identitytoken="identity", serveraddress=registry.host)
+    assert await login(RegistryConfig(), auth) == ""
+    assert [request.method for request in registry.asked("/token")] == ["POST"]

@@ -243,6 +243,14 @@ async def test_a_wrong_password_at_the_token_server_is_reported(registry):
         await manifest(registry, auth=Auth(username="ann", password="wrong"))
 
 
+async def test_requests_at_once_share_one_token(registry):
+    registry.auth = "token"
+    registry.add("x", "1", make([{"a": b"1"}]))
+    async with open_source(RegistryConfig(), named(registry), ANONYMOUS) as source:
+        await asyncio.gather(*(source.manifest("1") for _ in range(5)))
+    assert registry.tokens == 1
+
+
 async def test_an_identity_token_is_exchanged(registry):
     registry.auth = "token"
     registry.add("private/x", "1", make([{"a": b"1"}]))
@@ -322,6 +330,85 @@ async def test_a_registry_without_ranges_is_started_over(registry):
     sink, _ = await download(registry)
     assert sink.data == DATA
     assert sink.restarts == 1
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["", "bytes 299999-1279999/1280000", "bytes 300000-1279999/1280001", "bytes */1280000", "lines 1-2/3"],
+)
+async def test_a_part_that_is_not_the_one_asked_for_is_thrown_away_and_all_asked_for_anew(registry, said):
+    registry.blobs[digest(DATA)] = DATA
+    registry.cuts[digest(DATA)] = [300_000]
+    registry.content_ranges = [said]
+    sink, _ = await download(registry)
+    assert sink.data == DATA
+    assert sink.restarts == 1
+    assert [request.range for request in registry.asked("/blobs/")] == [None, "bytes=300000-", None]
+
+
+async def test_a_range_of_unknown_total_is_taken(registry):
+    registry.blobs[digest(DATA)] = DATA
+    registry.cuts[digest(DATA)] = [300_000]
+    registry.content_ranges = [f"bytes 300000-{len(DATA) - 1}/*"]
+    sink, _ = await download(registry)
+    assert sink.data == DATA
+    assert sink.restarts == 0
+
+
+async def test_a_range_beyond_the_end_starts_over(registry):
+    registry.blobs[digest(DATA)] = DATA
+    registry.cuts[digest(DATA)] = [300_000]
+    path = f"/v2/x/blobs/{digest(DATA)}"
+
+    async def then_416(name: str) -> None:
+        if len(registry.asked("/blobs/")) == 1:
+            registry.failures[path] = [416]
+
+    registry.before_blob = then_416
+    sink, _ = await download(registry)
+    assert sink.data == DATA
+    assert sink.restarts == 1
+
+
+async def test_pauses_grow_and_are_told_in_whole_seconds(registry):
+    registry.blobs[digest(DATA)] = DATA
+    registry.cuts[digest(DATA)] = [0] * 100
+    pauses: list[int] = []
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    async with open_source(RegistryConfig(), named(registry), ANONYMOUS) as source:
+        wanted = Descriptor(digest=digest(DATA), size=len(DATA))  # type: ignore[arg-type]
+        with pytest.raises(Unreachable):
+            await fetch(source, wanted, Memory(), received=lambda _: None, pausing=pauses.append, sleep=sleep)
+    assert pauses[-1] == 1
+    assert 12 <= max(pauses) <= 18  # 15 seconds, give or take a fifth
+    assert all(0 < seconds <= 1 for seconds in slept)
+    assert 0.8 * 31 <= sum(slept) <= 1.2 * 31  # 1 + 5 + 10 + 15
+
+
+async def test_a_pull_limit_of_hours_is_told_at_once(registry):
+    registry.failures[f"/v2/x/blobs/{digest(DATA)}"] = [429]
+    registry.error_headers = {"Retry-After": "21600"}
+    registry.error_body = encode({"errors": [{"code": "TOOMANYREQUESTS", "message": "pull rate limit"}]})
+    with pytest.raises(Refused, match="pull rate limit"):
+        await download(registry)
+    assert len(registry.asked("/blobs/")) == 1
+
+
+async def test_what_the_sink_says_of_a_full_disk_ends_the_download(registry):
+    class Full(Memory):
+        async def write(self, data: bytes | bytearray) -> None:
+            raise Failed("cannot store: No space left on device")
+
+    registry.blobs[digest(DATA)] = DATA
+    wanted = Descriptor(digest=digest(DATA), size=len(DATA))  # type: ignore[arg-type]
+    async with open_source(RegistryConfig(), named(registry), ANONYMOUS) as source:
+        with pytest.raises(Failed, match="No space left"):
+            await fetch(source, wanted, Full(), received=lambda _: None, pausing=lambda _: None)
+    assert len(registry.asked("/blobs/")) == 1
 
 
 async def test_a_download_without_progress_is_given_up(registry):
