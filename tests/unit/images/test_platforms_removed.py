@@ -6,15 +6,17 @@ import pytest
 
 from imagekit.making import digest, index, make
 from imagekit.world import NOTHING, World, chain_of
-from wherry.errors import Conflict, NotFound
+from wherry.errors import Conflict, Failed, NotFound
 from wherry.filters import Filters
 from wherry.images.garbage import pinned
 from wherry.images.record import Image
 from wherry.images.upkeep.prune import prune
+from wherry.images.upkeep.recover import recover
 from wherry.images.upkeep.remove import ContainerUse, remove
 from wherry.images.upkeep.tag import tag
 from wherry.reference import parse
 from wherry.spec.image import host_platform, parse_platform
+from wherry.state import Change, State
 
 MACHINE = host_platform()
 BASE = {"base": b"0"}
@@ -262,3 +264,40 @@ async def test_removing_beside_somebody_who_has_pinned_it_keeps_the_layers(sever
         await remove(several.deps, "x", in_use={})
         assert several.snapshots.has(image.chain)
         assert several.snapshots.has(several.snapshots.parent(image.chain))
+
+
+class FailingState(State):
+    """A disk that refuses one write."""
+
+    writes_left = 1 << 30
+
+    def write(self, *changes: Change) -> None:
+        self.writes_left -= 1
+        if self.writes_left == 0:
+            raise Failed("no space left on device")
+        super().write(*changes)
+
+
+@pytest.mark.parametrize("step", range(1, 8))
+async def test_a_removal_that_fails_at_any_step_leaves_whole_images_and_can_be_done_again(world: World, step: int):
+    state = world.state = FailingState(None)
+    world.open()
+    parent = make([{"p": b"1"}])
+    await world.put(parent)
+    await world.put(HOST, "x", DIGEST, parent=parent.id, index=INDEX)
+    await world.put(OTHER, "x", DIGEST, index=INDEX)
+    state.writes_left = step
+    failed = False
+    try:
+        await remove(world.deps, "x", in_use={})
+    except Failed:
+        failed = True
+    assert failed == (step <= 5)  # lease, names, and each of three images; then the lease's end, which only logs
+    state.writes_left = 1 << 30
+    live_blobs, live_chains = world.deps.store.live()
+    assert set(world.deps.content.walk()) == live_blobs
+    assert set(world.snapshots.chains()) == live_chains
+    world.open()
+    await recover(world.deps)
+    await prune(world.deps, Filters({"dangling": ("false",)}), in_use={})
+    assert world.held() == NOTHING

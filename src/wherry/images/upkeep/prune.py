@@ -3,7 +3,7 @@
 from wherry.filters import Filters
 from wherry.images.deps import Deps
 from wherry.images.garbage import collect_all
-from wherry.images.upkeep.remove import REMOVAL, InUse, Removal, images_left_nameless, references_of
+from wherry.images.upkeep.remove import InUse, Removal, images_left_nameless, references_of, removing
 from wherry.images.views.filters import is_dangling, parse_until
 from wherry.images.views.rows import Row, list_rows
 
@@ -28,16 +28,14 @@ async def prune(deps: Deps, filters: Filters, *, in_use: InUse) -> dict[str, obj
         labels = row.image.config.config.labels
         return filters.labels(labels) and filters.without_labels(labels)
 
-    async with deps.locks(REMOVAL), deps.leases.hold("prune images"):
-        work = Removal(deps, in_use, prune=True)
+    async with removing(deps, "prune images", in_use=in_use, prune=True) as work:
         for row in list_rows(deps.store):
             if wanted(row):
                 await _remove(work, row)
-        records = await work.finish()
-        if deps.store.complete:
-            await collect_all(deps)  # what else was left behind, by containers whose image went before them
+    if deps.store.complete:
+        await collect_all(deps)  # what else was left behind, by containers whose image went before them
     deps.announce_prune(work.freed)
-    return {"ImagesDeleted": records or None, "SpaceReclaimed": work.freed}
+    return {"ImagesDeleted": work.records() or None, "SpaceReclaimed": work.freed}
 
 
 async def _remove(work: Removal, row: Row) -> None:

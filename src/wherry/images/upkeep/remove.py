@@ -6,21 +6,23 @@ Which containers use which image is known above this room and handed in. Layers 
 `garbage`, whatever was removed here.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 from wherry.digest import ChainID, Digest
 from wherry.errors import Conflict, NotFound
 from wherry.ids import short
 from wherry.images.deps import Deps
-from wherry.images.garbage import Removed, collect
+from wherry.images.garbage import collect
 from wherry.images.record import Image, Target
 from wherry.images.store import ImageStore
 from wherry.images.views.rows import row_of
 from wherry.reference import Reference, parse
 from wherry.spec.image import Platform, normalize
 
-REMOVAL = ("images", "removal")  # key in `Deps.locks`: one at a time, so that a second one finds what is left
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,15 +50,14 @@ async def remove(
     With `platforms` only those of a name's platforms are removed. With `prune` untagged parents go too. Raises
     NotFound, and Conflict (before anything is touched) in Docker's words.
     """
-    async with deps.locks(REMOVAL), deps.leases.hold(f"remove {name}"):
-        work = Removal(deps, in_use, prune=prune)
+    async with removing(deps, f"remove {name}", in_use=in_use, prune=prune) as work:
         if platforms:
             await _remove_platforms(work, name, platforms, force=force)
         elif deps.store.is_id(image := deps.store.get(name), name):
             await _remove_image(work, image, force=force)
         else:
             await _remove_reference(work, image, name, force=force)
-        return await work.finish()
+    return work.records()
 
 
 async def _remove_reference(work: "Removal", image: Image, name: str, *, force: bool) -> None:
@@ -155,15 +156,13 @@ def images_left_nameless(store: ImageStore, gone: Iterable[str]) -> list[Image]:
 
 @dataclass(slots=True)
 class Removal:
-    """One piece of removing: what it did, in order, and what may be garbage now. The caller holds the lock `REMOVAL`.
-
-    A crash leaves nothing but garbage, which the next start sweeps, or an image without a name.
-    """
+    """One piece of removing: what it did, in order, and what may be garbage now. Made by `removing`."""
 
     deps: Deps
     in_use: InUse
     prune: bool = field(kw_only=True)
     freed: int = 0  # bytes of unpacked layers
+    _chains: list[ChainID] = field(default_factory=list)  # layers that went, top first
     _done: list[str | Image] = field(default_factory=list)  # names that were untagged, images that were deleted
     _blobs: set[Digest] = field(default_factory=set)
 
@@ -214,29 +213,50 @@ class Removal:
             return None
         return parent if self.conflict(parent, force=False) is None else None
 
-    async def finish(self) -> list[dict[str, str]]:
-        """Drop what only the removed images needed. What was done, in Docker's form."""
-        deleted = [each for each in self._done if isinstance(each, Image)]
+    async def sweep(self) -> None:
+        """Drop what only the removed images needed."""
+        deleted = self._deleted()
+        if not deleted and not self._blobs:
+            return
         sizes = {layer.chain: layer.unpacked for image in deleted for layer in image.layers}
-        removed = Removed([], [], 0)
-        if deleted or self._blobs:
-            blobs = self._blobs.union(*(image.blobs for image in deleted))
-            removed = await collect(self.deps, digests=blobs, chains=sizes)
+        blobs = self._blobs.union(*(image.blobs for image in deleted))
+        removed = await collect(self.deps, digests=blobs, chains=sizes)
+        self._chains = removed.chains
         self.freed = sum(sizes[chain] for chain in removed.chains)
-        last = {layer.chain: image.id for image in deleted for layer in image.layers}
+
+    def _deleted(self) -> list[Image]:
+        return [each for each in self._done if isinstance(each, Image)]
+
+    def records(self) -> list[dict[str, str]]:
+        """What was done, in Docker's form; of a layer that several images had, the last one tells."""
+        last = {layer.chain: image.id for image in self._deleted() for layer in image.layers}
         records: list[dict[str, str]] = []
         for each in self._done:
             if isinstance(each, Image):
                 records.append({"Deleted": each.id})
-                records += [{"Deleted": str(chain)} for chain in _of(each, removed.chains, last)]
+                records += [{"Deleted": str(chain)} for chain in self._chains if last[chain] == each.id]
             else:
                 records.append({"Untagged": each})
         return records
 
 
-def _of(image: Image, chains: Sequence[ChainID], last: Mapping[ChainID, str]) -> list[ChainID]:
-    """The removed layers to tell of after `image`: of those several images had, the last one tells."""
-    return [chain for chain in chains if last[chain] == image.id]
+@asynccontextmanager
+async def removing(deps: Deps, purpose: str, *, in_use: InUse, prune: bool) -> AsyncIterator[Removal]:
+    """The only way to remove images: one at a time, so that a second one finds what is left. Swept at the end.
+
+    A crash leaves nothing but garbage, which the next start sweeps, or an image without a name.
+    """
+    async with deps.locks(("images", "removal")), deps.leases.hold(purpose):
+        work = Removal(deps, in_use, prune=prune)
+        try:
+            yield work
+        except BaseException:
+            try:
+                await work.sweep()
+            except Exception:  # never over the first error; the next start sweeps
+                log.exception("cannot remove what is left of: %s", purpose)
+            raise
+        await work.sweep()
 
 
 def _conflict(image: Image, why: str, *, forcible: bool) -> Conflict:
