@@ -4,6 +4,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -199,3 +200,38 @@ def test_every_api_version_gets_its_own_shape(engine: Engine, version: str) -> N
 def test_the_old_filter_parameter_names_a_repository(engine: Engine) -> None:
     assert len(engine.api.get("/v1.40/images/json?filter=layered")) == 1
     assert len(engine.api.get("/v1.41/images/json?filter=layered")) > 1
+
+
+# -- at the same time --------------------------------------------------------------------------------------------------
+
+
+def test_removing_beside_pulls_and_runs_loses_nothing(engine: Engine, many: str) -> None:
+    """Whatever comes first: every answer is one Docker gives, and in the end the image is whole or gone."""
+    repository, _, tag = many.rpartition(":")
+
+    def pull() -> str:
+        return engine.api.request("POST", f"/images/create?fromImage={repository}&tag={tag}").body.decode()
+
+    def remove() -> str:
+        answer = engine.api.request("DELETE", f"/images/{many}")
+        return "" if answer.status == 200 else answer.message
+
+    def run() -> str:
+        done = engine.docker("run", "--rm", "--network", "none", many, "cat", "/platform", check=False)
+        return "" if done.out == "amd64" * 500 else done.err
+
+    known = (f"No such image: {many}", "conflict: unable to remove repository reference")
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(6):
+            jobs = [pool.submit(job) for job in (pull, remove, run, remove)]
+            pulled, *others = [job.result() for job in jobs]
+            assert "error" not in pulled, pulled
+            for said in others:
+                assert not said or any(words in said for words in known), said
+    pull()
+    assert run() == ""
+    check(engine)
+    engine.docker("rmi", "-f", many)
+    engine.docker("image", "prune", "-f")
+    check(engine)
+    assert not any((engine.data_root / "ingest").iterdir())
