@@ -14,6 +14,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -60,7 +62,7 @@ class FolderUpload:
                 raise Problem(Code.DIGEST_INVALID, f"the content of the blob is not {digest}: {exc.message}") from exc
             finally:
                 self._store.forget(self)
-            await self._store.write(catalog.put_blob(self._repository, digest, size=size, pushed=time.time_ns()))
+            await self._store.link(self._repository, digest, size)
         return size
 
     async def abort(self) -> None:
@@ -79,9 +81,9 @@ class FolderUpload:
 
 class FolderStore:
     def __init__(
-        self, content: ContentStore, state: State, uploads: Path, *, clock: Callable[[], float] = time.time
+        self, content: ContentStore, state: State, uploads: Path, *, clock: Callable[[], int] = time.time_ns
     ) -> None:
-        """Load the catalog and make the folders (blocking)."""
+        """Load the catalog and make the folders (blocking). The state stays the caller's; `clock` tells ns."""
         uploads.mkdir(parents=True, exist_ok=True)
         self.content = content
         self.catalog = Catalog(state)
@@ -143,17 +145,16 @@ class FolderStore:
             found = next((each for name in holders if (each := self.catalog.find(name)) and digest in each.blobs), None)
             if found is None:
                 return False
-            size = found.blobs[digest].size
-            await self.write(catalog.put_blob(repository, digest, size=size, pushed=time.time_ns()))
+            await self.link(repository, digest, found.blobs[digest].size)
             return True
 
     async def link(self, repository: str, digest: Digest, size: int) -> None:
         """Make a blob that is in the content store visible in `repository`."""
-        await self.write(catalog.put_blob(repository, digest, size=size, pushed=time.time_ns()))
+        await self.write(catalog.put_blob(repository, digest, size=size, pushed=self._clock()))
 
     async def expire_blobs(self, grace: float) -> int:
         """Let go of blobs no manifest of their repository came to need within `grace` seconds; how many."""
-        limit = int((self._clock() - grace) * 1e9)
+        limit = self._clock() - int(grace * 1e9)
         gone = 0
         for name in self.catalog.page("", sys.maxsize):
             async with self.guard.shared(), self._locks(name):
@@ -162,7 +163,8 @@ class FolderStore:
                     continue
                 needed = {digest for named in repository.manifests.values() for digest in named.blobs}
                 idle = [d for d, blob in repository.blobs.items() if d not in needed and blob.pushed < limit]
-                await self.write(*(catalog.drop_blob(name, digest) for digest in idle))
+                if idle:
+                    await self.write(*(catalog.drop_blob(name, digest) for digest in idle))
                 gone += len(idle)
         return gone
 
@@ -205,7 +207,8 @@ class FolderStore:
 
     async def expire_uploads(self) -> int:
         """Remove uploads nobody went on with; how many."""
-        expired = [name for name, touched in await settle(self._touched) if touched < self._clock() - UPLOAD_LIFE]
+        limit = self._clock() - UPLOAD_LIFE * 10**9
+        expired = [name for name, touched in await settle(self._touched) if touched < limit]
         gone = 0
         for id in expired:
             upload = self.open_uploads.get(id)
@@ -218,9 +221,9 @@ class FolderStore:
             gone += 1
         return gone
 
-    def _touched(self) -> list[tuple[str, float]]:
+    def _touched(self) -> list[tuple[str, int]]:
         with os.scandir(self._uploads) as entries:
-            return [(entry.name, entry.stat().st_mtime) for entry in entries]
+            return [(entry.name, entry.stat().st_mtime_ns) for entry in entries]
 
     # --- manifests ----------------------------------------------------------------------------------------------------
 
@@ -247,6 +250,7 @@ class FolderStore:
     ) -> Descriptor | None:
         """`complete`: the caller knows that all it needs is here."""
         named, document = read(raw)
+        named = replace(named, pushed=self._clock())
         async with self.guard.shared(), self._locks(repository):
             if not complete:
                 self._check_complete(repository, named, document)
@@ -319,12 +323,25 @@ def _is_upload(id: str) -> bool:
     return len(head) == 32 and len(mark) == 16 and set(head + mark) <= set("0123456789abcdef")
 
 
-def open_folder(root: Path) -> FolderStore:
+class OwnFolderStore(FolderStore):
+    """One that has its state for itself, and closes it."""
+
+    async def close(self) -> None:
+        await super().close()
+        await settle(self._state.close)
+
+
+def open_folder(root: Path, *, clock: Callable[[], int] = time.time_ns) -> OwnFolderStore:
     """The store below `root`, made when it is missing (blocking). The caller holds the folder's lock. Failed."""
-    try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        content = ContentStore(root)
-        content.recover()
-        return FolderStore(content, State(root / "state.db"), root / "uploads")
-    except OSError as exc:
-        raise Failed(f"cannot use {root} as the registry's folder: {exc.filename}: {exc.strerror}") from exc
+    with ExitStack() as undo:
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            content = ContentStore(root)
+            content.recover()
+            state = State(root / "state.db")
+            undo.callback(state.close)
+            store = OwnFolderStore(content, state, root / "uploads", clock=clock)
+        except OSError as exc:
+            raise Failed(f"cannot use {root} as the registry's folder: {exc.filename}: {exc.strerror}") from exc
+        undo.pop_all()
+    return store
