@@ -113,9 +113,7 @@ async def _remove_platforms(work: "Removal", name: str, platforms: Sequence[Plat
         if (conflict := work.conflict(image, force=force, several=bool(others))) is not None:
             raise conflict
     for image in falling:
-        targets = _targets(store, image)
-        await work.untag(image, [each.name for each in targets if going.issuperset(each.images)])
-        work.loose(targets)
+        await work.untag(image, [each.name for each in _targets(store, image) if going.issuperset(each.images)])
         await work.delete(image, named=True)
 
 
