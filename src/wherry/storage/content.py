@@ -98,9 +98,12 @@ class ContentStore:
         """Store a small blob; nothing happens when it is there already."""
         name = digest.of(data)
         if not self.has(name):
-            with self.ingest(f"write-{os.urandom(16).hex()}") as ingest:
+            ingest = self.ingest(f"write-{os.urandom(16).hex()}")
+            try:
                 ingest.write(data)
                 ingest.commit(name, len(data))
+            finally:
+                ingest.abort()
         return name
 
     def ingest(self, ref: str) -> "Ingest":
@@ -157,6 +160,7 @@ class Ingest:
     def __init__(self, path: Path, blobs: Path, ref: str, trace: Trace) -> None:
         self.ref = ref
         self._path, self._blobs, self._trace = path, blobs, trace
+        self._ended = False  # nothing of it is left to be dropped
         self._file = self._open()
         self._hash = hashlib.sha256()
         self.offset = 0  # bytes held so far; writing goes on here
@@ -240,6 +244,7 @@ class Ingest:
             raise Failed(f"cannot store {self.ref}: {exc.strerror}") from exc
         finally:
             self.close()
+        self._ended = True
         return found
 
     def _publish(self, blob: Path, keep: bool) -> None:
@@ -252,11 +257,12 @@ class Ingest:
             os.rename(self._path, blob)
 
     def abort(self) -> None:
-        """Drop what was written. Idempotent; after a commit nothing happens."""
-        if not self._file.closed:
+        """Drop what was written. Idempotent; after a commit nothing happens, after one that failed it is dropped."""
+        if not self._ended:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self._path)
-            self.close()
+            self._ended = True
+        self.close()
 
     def close(self) -> None:
         """Let go of the ingest; what was written stays."""

@@ -1,11 +1,10 @@
 """A daemon killed in the middle of a pull: afterwards the image is there whole, or nothing of it is."""
 
-import asyncio
-import sys
 from pathlib import Path
 
 import pytest
 
+from imagekit.children import pulling
 from imagekit.making import make
 from imagekit.registry import FakeRegistry
 from imagekit.trees import files
@@ -17,22 +16,6 @@ from wherry.storage.overlay import OverlaySnapshotter
 pytestmark = pytest.mark.kernel
 
 LAYERS = [{f"layer{number}/{each}": bytes([number]) * 20_000 for each in range(40)} for number in range(4)]
-
-PULL = """
-import asyncio, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-from imagekit.world import World
-from wherry.images.transfer.pull import pull
-from wherry.storage.overlay import OverlaySnapshotter
-
-async def main():
-    root = Path(sys.argv[2])
-    world = World(root, OverlaySnapshotter(root))
-    await pull(world.deps, sys.argv[3], progress=lambda message: print(message, flush=True))
-
-asyncio.run(main())
-"""
 
 
 async def test_at_whatever_message_a_pull_is_killed_the_image_is_whole_or_not_there(
@@ -46,10 +29,7 @@ async def test_at_whatever_message_a_pull_is_killed_the_image_is_whole_or_not_th
     heard, message = 0, 0
     while heard == message:  # until a pull ends before it is killed
         message += 3
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", PULL, str(Path(__file__).parents[2]), str(root), f"{registry.host}/x:1"),
-            stdout=asyncio.subprocess.PIPE,
-        )
+        child = await pulling(root, f"{registry.host}/x:1", listen=True)
         assert child.stdout is not None
         heard = 0
         while heard < message and await child.stdout.readline():
@@ -76,6 +56,7 @@ async def look(world: World, name: str) -> str:
     held = world.held()
     assert held["blobs"] == image.blobs
     assert held["layers"] == {layer.chain for layer in image.layers}
+    assert world.partials().keys() <= image.blobs  # of a pull that was killed when all was done
     assert all(not held[name] for name in ("leases", "ingests", "snapshots", "scratch"))
     await remove(world.deps, name, in_use={})
     assert world.held() == NOTHING

@@ -10,7 +10,7 @@ import pytest
 
 from wherry import digest
 from wherry.digest import Digest
-from wherry.errors import Conflict, Corrupt, InvalidParameter, NotFound
+from wherry.errors import Conflict, Corrupt, Failed, InvalidParameter, NotFound
 from wherry.storage.content import PARTIAL_LIFE, ContentStore, download_ref
 
 DATA = b"a layer" * 1000
@@ -267,3 +267,14 @@ def test_a_kept_download_of_a_blob_that_is_there_is_not_written_into(store, tmp_
         ingest.abort()
     assert store.read(NAME, limit=len(DATA)) == DATA
     assert list((tmp_path / "ingest").iterdir()) == []
+
+
+@pytest.mark.parametrize("step", ["chmod", "fsync", "rename"])
+def test_a_document_that_cannot_be_stored_leaves_nothing(tmp_path, step):
+    def full(reached: str) -> None:
+        if reached == step:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(Failed, match="No space left on device"):
+        ContentStore(tmp_path, trace=full).write(DATA)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

@@ -68,9 +68,10 @@ def _check_layer(layer: Descriptor) -> None:
             f"layer {layer.digest} is encrypted ({layer.media_type}): encrypted images are not supported; decrypt it "
             "first, for example by `skopeo copy --decryption-key`"
         )
-    if ".nydus." in layer.media_type or (layer.annotations or {}).get("containerd.io/snapshot/nydus-bootstrap"):
+    if ".nydus." in layer.media_type:
         raise NotSupported(
-            f"layer {layer.digest} is one of Nydus, which has no files in it: pull the image it was converted from"
+            f"layer {layer.digest} ({layer.media_type}) is one of Nydus, which only its own tools can unpack: pull the "
+            "image it was converted from"
         )
     check_type(layer)
 
