@@ -5,14 +5,17 @@ made before, or that came with the image, is found again among the image's: noth
 """
 
 import asyncio
+import hashlib
 import threading
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
 from wherry.aio import finish, settle
-from wherry.digest import Digest, of
-from wherry.errors import InvalidParameter, NotFound
+from wherry.digest import DiffID, Digest, of
+from wherry.errors import Corrupt, InvalidParameter, NotFound, Unavailable
 from wherry.images.deps import Deps
 from wherry.images.garbage import leased
 from wherry.images.layers import check_type, short
@@ -45,7 +48,6 @@ from wherry.spec.image import (
 from wherry.storage.compression import Compression, Limits, compressor, decompress, pieces
 
 FORMATS = ("oci", "docker")
-CHUNK = 1 << 20  # bytes read at a time
 
 _COMPRESSIONS = {"gzip": Compression.GZIP, "zstd": Compression.ZSTD, "none": Compression.NONE}
 _TYPES = {
@@ -86,15 +88,20 @@ async def convert(deps: Deps, name: str, to: str, *, compression: str, format: s
     top = target.descriptor if target else default.manifest
     async with leased(deps, f"convert {name} to {reference}") as lease:
         work = Recompression(deps, lease, kind, format, progress)
-        await work.hold(deps.store.platforms(name))
+        images = deps.store.platforms(name)
+        await work.hold(images, top.digest)
+        if any(deps.store.find(image.id) is None for image in images):  # removed in the moment before
+            raise NotFound(f"No such image: {name}")
         if top.media_type in INDEXES:
             raw = await work.index(top)
         else:
             raw = await work.manifest(default, top)
-        for image, made in work.made:
-            await deps.store.put(
-                seen_through(image, made), references=[reference], target=raw.descriptor, blobs=work.held(raw)
-            )
+        await deps.store.put_all(
+            [seen_through(image, made) for image, made in work.made],
+            references=[reference],
+            target=raw.descriptor,
+            blobs=work.held(raw),
+        )
     image = deps.store.get(reference.familiar)
     deps.announce("tag", image, actor=image.id, name=reference.familiar)
     progress({"status": f"{reference.familiar}: digest: {raw.digest} size: {len(raw.data)}"})
@@ -118,12 +125,14 @@ class Recompression:
         self._kind = kind
         self._format = format or ("oci" if kind is Compression.ZSTD else "")  # Docker's types know no zstd
         self._progress = progress
-        self._images: list[Image] = []
+        self._images: Sequence[Image] = ()
         self._kept: set[Digest] = set()
         self.made: list[tuple[Image, Raw]] = []
 
-    async def hold(self, images: list[Image]) -> None:
+    async def hold(self, images: Sequence[Image], *documents: Digest) -> None:
+        """Work with these images, which stay until the lease ends."""
         self._images = images
+        await self._lease.protect(digests=documents)
         for image in images:
             await self._lease.protect(digests=image.blobs, chains=[layer.chain for layer in image.layers])
 
@@ -141,8 +150,11 @@ class Recompression:
         for entry, said in zip(before.manifests, document["manifests"], strict=True):
             image = next((i for i in self._images if entry.digest in {m.digest for m in i.manifests}), None)
             if image is not None:
-                made = changed[entry.digest] = await self.manifest(image, entry)
-                said = {**said, "mediaType": made.media_type, "digest": made.digest, "size": len(made.data)}
+                made = await self.manifest(image, entry)
+                if made.digest != entry.digest:
+                    changed[entry.digest] = made
+                    said = {**said, "mediaType": made.media_type, "digest": made.digest, "size": len(made.data)}
+                    said.pop("data", None)  # the manifest itself, embedded
             elif not await self._keep(entry):
                 continue
             entries.append(said)
@@ -179,7 +191,10 @@ class Recompression:
         document = await self._document(descriptor)
         before = decode_manifest(await self._read(descriptor), descriptor.media_type)
         assert isinstance(before, Manifest)
-        layers = [await self._layer(layer, form) for layer in before.layers]
+        layers = [
+            await self._layer(layer, said, diff_id, form)
+            for layer, said, diff_id in zip(before.layers, document["layers"], image.diff_ids, strict=True)
+        ]
         media_type = DOCKER_MANIFEST if form == "docker" else OCI_MANIFEST
         config = {**document["config"], "mediaType": DOCKER_CONFIG if form == "docker" else OCI_CONFIG}
         made = await self._write({**document, "mediaType": media_type, "config": config, "layers": layers}, media_type)
@@ -198,30 +213,31 @@ class Recompression:
             [await settle(self._deps.content.has, layer.digest) for layer in document.layers if not layer.urls]
         )
 
-    async def _layer(self, layer: Descriptor, form: str) -> Descriptor:
+    async def _layer(self, layer: Descriptor, said: dict[str, Any], diff_id: DiffID, form: str) -> dict[str, Any]:
+        """The descriptor `said` of a layer, as the new manifest has it."""
         check_type(layer)
         have = compression_of(layer)
         if have is None:
-            return layer
+            return said
         media_type = _TYPES[form, self._kind]
         if have is self._kind:
-            return Descriptor(media_type=media_type, digest=layer.digest, size=layer.size)
-        bar = Bar(self._progress, short(layer.digest))
+            return {**said, "mediaType": media_type}
+        bar = Bar(self._progress, short(Digest(diff_id)))
         bar.say("Waiting")
         async with self._deps.locks(("convert", layer.digest, self._kind)), self._deps.extractions:
-            digest, size = await self._recompress(layer, bar)
+            digest, size = await self._recompress(layer, diff_id, bar)
         await keep(self._deps, self._lease, digest)
         bar.say("Converted")
-        return Descriptor(media_type=media_type, digest=digest, size=size)
+        return {"mediaType": media_type, "digest": digest, "size": size}
 
-    async def _recompress(self, layer: Descriptor, bar: Bar) -> tuple[Digest, int]:
+    async def _recompress(self, layer: Descriptor, diff_id: DiffID, bar: Bar) -> tuple[Digest, int]:
         loop = asyncio.get_running_loop()
         stop = threading.Event()
 
         def report(done: int) -> None:
             loop.call_soon_threadsafe(bar.show, "Converting", done, layer.size)
 
-        work = asyncio.ensure_future(settle(self._blocking, layer, stop, report))
+        work = asyncio.ensure_future(settle(self._blocking, layer, diff_id, stop, report))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -229,9 +245,12 @@ class Recompression:
             await finish(_ended(work))
             raise
 
-    def _blocking(self, layer: Descriptor, stop: threading.Event, report: Any) -> tuple[Digest, int]:
+    def _blocking(
+        self, layer: Descriptor, diff_id: DiffID, stop: threading.Event, report: Callable[[int], None]
+    ) -> tuple[Digest, int]:
+        content = self._deps.content
         consumed = 0
-        with self._deps.content.open(layer.digest) as file:
+        with content.open(layer.digest) as file, content.ingest(f"layer converted here, {time.monotonic_ns()}") as out:
 
             def read(size: int) -> bytes:
                 nonlocal consumed
@@ -240,21 +259,25 @@ class Recompression:
                 report(consumed)
                 return data
 
-            ingest = self._deps.content.ingest(f"{self._kind} form of layer {layer.digest}, {id(stop)}")
             try:
-                packer = compressor(self._kind) if self._kind is not Compression.NONE else None
-                what = f"layer {layer.digest}"
-                for piece in pieces(decompress(read, what=what), Limits(reserve=0), lambda: consumed):
+                packer = compressor(self._kind)
+                plain = hashlib.sha256()
+                for piece in pieces(decompress(read, what=f"layer {layer.digest}"), Limits(), lambda: consumed):
                     if stop.is_set():
-                        raise InvalidParameter(f"converting {what} was cancelled")
-                    ingest.write(packer.compress(piece) if packer else piece)
-                if packer:
-                    ingest.write(packer.flush())
-                size = ingest.offset
-                digest = ingest.commit(None)
+                        raise Unavailable(f"converting layer {layer.digest} was cancelled")
+                    plain.update(piece)
+                    out.write(packer.compress(piece))
+                out.write(packer.flush())
+                if (found := f"sha256:{plain.hexdigest()}") != diff_id:
+                    raise Corrupt(
+                        f"layer {layer.digest} is damaged on disk: its content is {found}, the image's configuration "
+                        f"says {diff_id}; remove the image and pull it again"
+                    )
+                size = out.offset
+                digest = out.commit(None)
                 self._lease.note(digest)
             finally:
-                ingest.abort()
+                out.abort()
         return digest, size
 
     async def _read(self, descriptor: Descriptor) -> bytes:

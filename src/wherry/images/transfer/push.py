@@ -1,58 +1,62 @@
 """Push: an image, or an index with its platforms, to a registry.
 
-    what the tag names -> blobs that are not there yet, UPLOADS at a time -> manifests, children before their index
+    what the tag names (plan.py) -> blobs that are not there yet, some at a time -> manifests, an index last
 
-Every digest is kept: manifests go out byte for byte as they are held. Two things are made anew, on purpose: layers that
-were asked for in another compression, and the plain tars of a docker-archive, for which Wherry wrote the manifest
-itself and which nobody wants to send three times as large; they are gzipped, always to the same bytes.
+A blob is looked for in the repository first, then mounted from another one of the registry that is known to have it,
+then sent (distribution/upload.py). Of an index some platforms may be held neither here nor there: then the image that
+its name means here is pushed instead, as Docker does.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
 
 from wherry.aio import settle
 from wherry.digest import Digest, is_digest
+from wherry.distribution.errors import Refused
 from wherry.distribution.repository import Repository, open_repository
 from wherry.distribution.upload import Blob, Outcome, Reports, has_manifest, put_manifest, upload
-from wherry.errors import InvalidParameter, NotFound, WherryError
+from wherry.errors import Failed, InvalidParameter, NotFound, WherryError
 from wherry.images.deps import Deps
 from wherry.images.garbage import leased
-from wherry.images.layers import short
 from wherry.images.leases import Lease
-from wherry.images.making.convert import Recompression, compression_of, parse_compression, seen_through
+from wherry.images.making.convert import parse_compression, seen_through
 from wherry.images.progress import Bar, Progress
 from wherry.images.record import Image, Target
+from wherry.images.transfer.plan import Document, Planner, Wish, is_foreign
 from wherry.reference import Reference, parse
 from wherry.spec.distribution import ANONYMOUS, Auth
-from wherry.spec.image import (
-    INDEXES,
-    MAX_DOCUMENT,
-    OCI_LAYER_FOREIGN,
-    Descriptor,
-    Index,
-    Manifest,
-    Platform,
-    Raw,
-    decode_manifest,
-    encode_manifest,
-    parse_platform,
-    rank,
-)
-from wherry.storage.compression import Compression
+from wherry.spec.image import Descriptor, Platform, parse_platform
 
 CHUNK = 1 << 20  # bytes read and sent at a time
 
+Sleep = Callable[[float], Awaitable[None]]
+
+_NO_PASSWORD = "no basic auth credentials"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Document:
-    """A manifest to push, with what must be there before it."""
+class Errand:
+    """What all tags of one push have in common."""
 
-    raw: Raw
-    blobs: Sequence[Descriptor] = ()  # base first, the config last
-    names: Mapping[Digest, str] = field(default_factory=dict)  # layer -> what it is called on the screen
-    children: Sequence["Document"] = ()
-    missing: Sequence[Descriptor] = ()  # children of an index that are not held here
+    deps: Deps
+    repository: Repository
+    progress: Progress
+    sleep: Sleep
+
+    def reports(self, blob: Descriptor | None = None, bar: Bar | None = None) -> Reports:
+        """For an upload that is shown in `bar`, or not at all."""
+
+        def sent(current: int) -> None:
+            if bar is not None and blob is not None:
+                bar.show("Pushing", current, blob.size)
+
+        def pausing(left: int) -> None:
+            if bar is not None:
+                bar.say(f"Retrying in {left} second{'s' if left != 1 else ''}")
+
+        return Reports(sent=sent, pausing=pausing, sleep=self.sleep)
 
 
 async def push(
@@ -64,6 +68,7 @@ async def push(
     compression: str = "",
     auth: Auth = ANONYMOUS,
     progress: Progress,
+    sleep: Sleep = asyncio.sleep,
 ) -> None:
     """Push `name:tag`, or without a tag all tags of the repository `name`.
 
@@ -73,237 +78,127 @@ async def push(
     named = parse(name)
     if named.digest is not None or is_digest(tag):
         raise InvalidParameter("cannot push a digest reference")
-    if compression:
-        parse_compression(compression)
-    wanted = parse_platform(platform) if isinstance(platform, str) and platform else platform or None
-    assert not isinstance(wanted, str)
+    named = named.with_tag(tag) if tag else named
+    wanted = platform if isinstance(platform, Platform) else parse_platform(platform) if platform else None
+    kind = parse_compression(compression) if compression else None
     progress({"status": f"The push refers to repository [{named.name}]"})
-    references = _references(deps, named, tag or named.tag)
-    async with open_repository(deps.registry, named, auth, push=True) as repository:
-        for reference in references:
-            await _push_one(deps, repository, reference, wanted, compression, progress)
+    references = _references(deps, named)
+    try:
+        async with open_repository(deps.registry, named, auth, push=True) as repository:
+            errand = Errand(deps=deps, repository=repository, progress=progress, sleep=sleep)
+            for reference in references:
+                await _push_tag(errand, Wish(reference=reference, platform=wanted, compression=kind))
+    except Refused as exc:
+        raise _translate(exc) from exc
 
 
-def _references(deps: Deps, named: Reference, tag: str | None) -> list[Reference]:
-    known = [parse(name) for image in deps.store.all() for name in image.repo_tags if parse(name).name == named.name]
+def _references(deps: Deps, named: Reference) -> list[Reference]:
+    """The tag that was named, or all of the repository. Raises NotFound in Docker's words."""
+    beginning = f"{named.familiar_name}:"
+    found = [parse(target.name) for target in deps.store.targets() if target.name.startswith(beginning)]
+    known = [reference for reference in found if reference.name == named.name]  # `localhost:5000/x` begins alike, too
     if not known:
         raise NotFound(f"An image does not exist locally with the tag: {named.familiar_name}")
-    if tag is None:
-        return sorted(set(known), key=str)
-    reference = named.with_tag(tag)
-    if reference not in known:
-        raise NotFound(f"tag does not exist: {reference.familiar}")
-    return [reference]
+    if named.tag is None:
+        return sorted(known, key=str)
+    if named not in known:
+        raise NotFound(f"tag does not exist: {named.familiar}")
+    return [named]
 
 
-async def _push_one(
-    deps: Deps,
-    repository: Repository,
-    reference: Reference,
-    wanted: Platform | None,
-    compression: str,
-    progress: Progress,
-) -> None:
-    target = deps.store.target(reference)
-    if target is None:
-        raise NotFound(f"tag does not exist: {reference.familiar}")
+def _translate(error: Refused) -> WherryError:
+    """In Docker's words: of a missing password it does not say at which address it was missed."""
+    return Failed(_NO_PASSWORD) if error.message.endswith(f": {_NO_PASSWORD}") else error
+
+
+async def _push_tag(errand: Errand, wish: Wish) -> None:
+    deps, reference, progress = errand.deps, wish.reference, errand.progress
     async with leased(deps, f"push {reference}") as lease:
-        images = [image for image in map(deps.store.find, target.images) if image is not None]
-        await lease.protect(digests=[target.descriptor.digest, *target.blobs, *(b for i in images for b in i.blobs)])
-        plan = _Plan(deps, lease, images, wanted, compression, progress)
-        plan.foreign = deps.registry.takes_foreign(reference.domain)
-        document = await plan.document(reference, target)
-        document, told = await _whole(plan, repository, target, document)
-        sending = _Sending(deps, repository, _mounts(deps, repository), progress)
-        await sending.send(document, str(reference.tag))
-        await plan.record(reference, document)
+        target, images = await _hold(deps, lease, reference)
+        planner = Planner(deps, lease, target, images, wish, progress)
+        document = await planner.plan()
+        note: dict[str, object] | None = None
+        if document.missing and not await _are_there(errand, document.missing):
+            document = await planner.instead()
+            note = {
+                "manifestPushedInsteadOfIndex": True,
+                "originalIndex": target.descriptor,
+                "selectedManifest": document.raw.descriptor,
+            }
+        await _send(errand, document, reference)
+        await _record(deps, document, reference)
     raw = document.raw
     progress({"status": f"{reference.tag}: digest: {raw.digest} size: {len(raw.data)}"})
     progress({"progressDetail": {}, "aux": {"Tag": reference.tag, "Digest": raw.digest, "Size": len(raw.data)}})
-    for message in told:
-        progress(message)
+    if note is not None:
+        progress({"progressDetail": {}, "aux": note})
     image = deps.store.find(target.default)
     deps.announce("push", image, actor=reference.familiar, name=reference.familiar_name)
 
 
-async def _whole(
-    plan: "_Plan", repository: Repository, target: Target, document: Document
-) -> tuple[Document, list[dict[str, object]]]:
-    """An index of which platforms are lacking both here and there cannot be pushed: then one of its images is."""
-    for lacking in document.missing:
-        if not await has_manifest(repository, lacking):
-            break
-    else:
-        return document, []
-    image = plan.image(target.default)
-    entry = next(each for each in plan.entries if each.digest in {m.digest for m in image.manifests})
-    single = await plan.manifest(entry, image)
-    note = {
-        "manifestPushedInsteadOfIndex": True,
-        "originalIndex": target.descriptor,
-        "selectedManifest": single.raw.descriptor,
-    }
-    return single, [{"progressDetail": {}, "aux": note}]
+async def _hold(deps: Deps, lease: Lease, reference: Reference) -> tuple[Target, list[Image]]:
+    """What `reference` stands for, which stays until the lease ends. Raises NotFound."""
+    while (target := deps.store.target(reference)) is not None:
+        images = [image for image in map(deps.store.find, target.images) if image is not None]
+        await lease.protect(
+            digests=[target.descriptor.digest, *target.blobs, *(blob for image in images for blob in image.blobs)],
+            chains=[layer.chain for image in images for layer in image.layers],
+        )
+        if deps.store.target(reference) == target:  # else it changed in the moment before
+            return target, images
+    raise NotFound(f"tag does not exist: {reference.familiar}")
 
 
-class _Plan:
-    """What there is to push of a tag, recompressed as wanted."""
-
-    def __init__(
-        self,
-        deps: Deps,
-        lease: Lease,
-        images: Sequence[Image],
-        wanted: Platform | None,
-        compression: str,
-        progress: Progress,
-    ) -> None:
-        self._deps = deps
-        self._lease = lease
-        self._images = images
-        self._wanted = wanted
-        self._compression = compression
-        self._progress = progress
-        self._sent: list[tuple[Image, Raw]] = []
-        self.entries: Sequence[Descriptor] = ()
-        self.foreign = False  # the registry takes foreign layers, too
-
-    def image(self, image_id: str) -> Image:
-        return next(image for image in self._images if image.id == image_id)
-
-    async def document(self, reference: Reference, target: Target) -> Document:
-        if target.descriptor.media_type not in INDEXES:
-            image = self._images[0]
-            if self._wanted is not None and rank(image.config.platform, self._wanted) is None:
-                raise _no_platform(reference, self._wanted)
-            return await self.manifest(target.descriptor, image)
-        index = await self._decoded(target.descriptor)
-        assert isinstance(index, Index)
-        self.entries = index.manifests
-        if self._wanted is not None:
-            return await self._chosen(reference, index)
-        if self._compression:
-            return await self._converted(target.descriptor)
-        children, missing = [], []
-        for entry in {each.digest: each for each in index.manifests}.values():
-            child = await self._child(entry)
-            if child is None:
-                missing.append(entry)
-            else:
-                children.append(child)
-        return Document(raw=await self._raw(target.descriptor), children=children, missing=missing)
-
-    async def _chosen(self, reference: Reference, index: Index) -> Document:
-        assert self._wanted is not None
-        ranked = [(at, i) for i in self._images if (at := rank(i.config.platform, self._wanted)) is not None]
-        if not ranked:
-            raise _no_platform(reference, self._wanted)
-        image = min(ranked, key=lambda pair: pair[0])[1]
-        digests = {manifest.digest for manifest in image.manifests}
-        entry = next((each for each in index.manifests if each.digest in digests), image.manifest)
-        return await self.manifest(entry, image)
-
-    async def _converted(self, descriptor: Descriptor) -> Document:
-        work = Recompression(self._deps, self._lease, parse_compression(self._compression), "", self._progress)
-        await work.hold(list(self._images))
-        raw = await work.index(descriptor)
-        index = decode_manifest(raw.data, raw.media_type)
-        assert isinstance(index, Index)
-        known = {made.digest: image for image, made in work.made}
-        children = [
-            await self._manifest_document(await self._raw(entry), known.get(entry.digest)) for entry in index.manifests
-        ]
-        self._sent += work.made
-        return Document(raw=raw, children=children)
-
-    async def _child(self, entry: Descriptor) -> Document | None:
-        """None when it, or something it needs, is not here."""
-        if not await settle(self._deps.content.has, entry.digest):
-            return None
-        document = await self._decoded(entry)
-        if isinstance(document, Index):
-            return None
-        parts = [document.config, *(layer for layer in document.layers if not layer.urls)]
-        if not all([await settle(self._deps.content.has, part.digest) for part in parts]):
-            return None
-        image = next((i for i in self._images if entry.digest in {m.digest for m in i.manifests}), None)
-        raw = await self._raw(entry)
-        if image is not None:
-            self._sent.append((image, raw))
-        return await self._manifest_document(raw, image)
-
-    async def manifest(self, descriptor: Descriptor, image: Image) -> Document:
-        """One image's manifest, as it is or recompressed."""
-        raw = await self._raw(descriptor)
-        kind = parse_compression(self._compression) if self._compression else None
-        if kind is None and _made_of_an_archive(raw):
-            kind = Compression.GZIP
-        if kind is not None:
-            work = Recompression(self._deps, self._lease, kind, "", self._progress)
-            await work.hold([image])
-            raw = await work.manifest(image, descriptor)
-        self._sent.append((image, raw))
-        return await self._manifest_document(raw, image)
-
-    async def _manifest_document(self, raw: Raw, image: Image | None) -> Document:
-        manifest = decode_manifest(raw.data, raw.media_type)
-        assert isinstance(manifest, Manifest)
-        blobs = [layer for layer in manifest.layers if self._goes_along(layer)]
-        names: dict[Digest, str] = {}
-        if image is not None and len(manifest.layers) == len(image.diff_ids):
-            names = {
-                layer.digest: short(Digest(diff_id))
-                for layer, diff_id in zip(manifest.layers, image.diff_ids, strict=True)
-            }
-        return Document(raw=raw, blobs=[*blobs, manifest.config], names=names)
-
-    def _goes_along(self, layer: Descriptor) -> bool:
-        """Foreign layers are fetched from where they are, not from registries."""
-        return not (layer.urls or layer.media_type.startswith(OCI_LAYER_FOREIGN)) or self.foreign
-
-    async def record(self, reference: Reference, document: Document) -> None:
-        """The repository's digest is a name of the images from now on."""
-        raw = document.raw
-        for image, made in self._sent:
-            if self._deps.store.find(image.id) is None:
-                continue  # removed meanwhile
-            await self._deps.store.put(
-                seen_through(image, made),
-                references=[reference.with_digest(raw.digest)],
-                target=raw.descriptor,
-                blobs=[raw.digest, *(child.raw.digest for child in document.children)],
-            )
-
-    async def _raw(self, descriptor: Descriptor) -> Raw:
-        data = await settle(lambda: self._deps.content.read(descriptor.digest, limit=MAX_DOCUMENT))
-        return Raw(data, descriptor.media_type, descriptor.digest)
-
-    async def _decoded(self, descriptor: Descriptor) -> Manifest | Index:
-        return decode_manifest((await self._raw(descriptor)).data, descriptor.media_type)
+async def _are_there(errand: Errand, lacking: Sequence[Descriptor]) -> bool:
+    """Whether the repository has the manifests that are not held here."""
+    for descriptor in lacking:
+        if not await has_manifest(errand.repository, descriptor, errand.reports()):
+            return False
+    return True
 
 
-def _made_of_an_archive(raw: Raw) -> bool:
-    """Wherry wrote this manifest for plain tars that came without one."""
-    manifest = decode_manifest(raw.data, raw.media_type)
-    if not isinstance(manifest, Manifest) or not manifest.layers:
-        return False
-    plain = any(compression_of(layer) is Compression.NONE for layer in manifest.layers)
-    return plain and encode_manifest(manifest.config, manifest.layers).data == raw.data
-
-
-def _no_platform(reference: Reference, wanted: Platform) -> NotFound:
-    return NotFound(
-        f"image with reference {reference.familiar} was found but does not provide the specified platform ({wanted})"
+async def _record(deps: Deps, document: Document, reference: Reference) -> None:
+    """The repository's digest is a name of the images from now on; of those removed meanwhile it is not."""
+    pairs = [(each.image, each.raw) for each in document.walk() if each.image is not None]
+    images = [seen_through(image, raw) for image, raw in pairs if deps.store.find(image.id) is not None]
+    if not images:
+        return
+    content = deps.content
+    digests = {digest for each in document.walk() for digest in (each.raw.digest, *(b.digest for b in each.blobs))}
+    held = await settle(lambda: [digest for digest in digests if content.has(digest)])
+    await deps.store.put_all(
+        images,
+        references=[reference.with_digest(document.raw.digest)],
+        target=document.raw.descriptor,
+        blobs=held,
     )
 
 
-def _mounts(deps: Deps, repository: Repository) -> dict[Digest, list[str]]:
+# --- sending ----------------------------------------------------------------------------------------------------------
+
+
+async def _send(errand: Errand, document: Document, reference: Reference) -> None:
+    """Blobs, then manifests from the leaves up; the last one under the tag."""
+    work = _Sending(errand, known_places(errand.deps, errand.repository), reference)
+    try:
+        async with asyncio.TaskGroup() as group:
+            work.start(group, document)
+    except BaseExceptionGroup as errors:
+        raise _first(errors) from errors
+    for each in document.walk():
+        name = str(reference.tag) if each is document else each.raw.digest
+        await put_manifest(errand.repository, each.raw, name, errand.reports())
+
+
+def known_places(deps: Deps, repository: Repository) -> dict[Digest, list[str]]:
     """Blob -> other repositories of the same registry that are known to have it."""
     found: dict[Digest, list[str]] = {}
     for target in deps.store.targets():
-        reference = parse(target.name)
-        if reference.domain != repository.domain or reference.path == repository.path or reference.digest is None:
+        if "@" not in target.name:
             continue  # only a digest says that the registry has it
+        reference = parse(target.name)
+        if reference.domain != repository.domain or reference.path == repository.path:
+            continue
         for image in filter(None, map(deps.store.find, target.images)):
             for blob in image.blobs:
                 paths = found.setdefault(blob, [])
@@ -313,42 +208,46 @@ def _mounts(deps: Deps, repository: Repository) -> dict[Digest, list[str]]:
 
 
 class _Sending:
-    def __init__(
-        self, deps: Deps, repository: Repository, mounts: Mapping[Digest, Sequence[str]], progress: Progress
-    ) -> None:
-        self._deps = deps
-        self._repository = repository
-        self._mounts = mounts
-        self._progress = progress
+    """The blobs of one tag on their way."""
 
-    async def send(self, document: Document, name: str) -> None:
-        """Blobs, then manifests from the leaves up; the last one as `name`."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                for each in (document, *document.children):
-                    self._start(group, each)
-        except BaseExceptionGroup as errors:
-            raise _first(errors) from errors
-        for child in document.children:
-            await put_manifest(self._repository, child.raw, child.raw.digest)
-        await put_manifest(self._repository, document.raw, name)
+    def __init__(self, errand: Errand, places: Mapping[Digest, Sequence[str]], reference: Reference) -> None:
+        self._errand = errand
+        self._places = places
+        self._reference = reference
+        self._foreign = errand.deps.registry.takes_foreign(reference.domain)
 
-    def _start(self, group: asyncio.TaskGroup, document: Document) -> None:
-        bars: dict[Digest, tuple[Descriptor, Bar | None]] = {}
-        for blob in reversed(document.blobs):  # the top first, as Docker shows them
-            bar = Bar(self._progress, document.names[blob.digest]) if blob.digest in document.names else None
-            if bar is not None:
-                bar.say("Preparing")
-            bars[blob.digest] = blob, bar
-        for blob, bar in bars.values():
+    def start(self, group: asyncio.TaskGroup, document: Document) -> None:
+        """Begin with all blobs; each is sent once, however many manifests name it."""
+        blobs: dict[Digest, tuple[Descriptor, Bar | None]] = {}
+        for each in document.walk():
+            names = each.names()
+            for blob in reversed(each.blobs):  # the top first, as Docker shows them
+                if blob.digest in blobs:
+                    continue
+                bar = Bar(self._errand.progress, names[blob.digest]) if blob.digest in names else None
+                if is_foreign(blob) and not self._foreign:
+                    if bar is not None:
+                        bar.say("Skipped foreign layer")
+                    continue
+                if bar is not None:
+                    bar.say("Preparing")
+                blobs[blob.digest] = blob, bar
+        for blob, bar in blobs.values():
             group.create_task(self._blob(blob, bar))
 
     async def _blob(self, blob: Descriptor, bar: Bar | None) -> None:
-        if bar is not None and self._deps.uploads.locked():
+        deps, repository = self._errand.deps, self._errand.repository
+        if bar is not None and deps.uploads.locked():
             bar.say("Waiting")
-        key = ("push", self._repository.domain, self._repository.path, blob.digest)
-        async with self._deps.locks(key), self._deps.uploads:
-            outcome, source = await upload(self._repository, self._described(blob), self._reports(blob, bar))
+        key = ("push", repository.domain, repository.path, blob.digest)
+        async with deps.locks(key), deps.uploads:  # another push may be bringing it
+            described = Blob(
+                digest=blob.digest,
+                size=blob.size,
+                read=lambda offset: self._read(blob.digest, offset),
+                sources=self._places.get(blob.digest, ()),
+            )
+            outcome, source = await upload(repository, described, self._errand.reports(blob, bar))
         if bar is not None:
             said = {
                 Outcome.EXISTS: "Layer already exists",
@@ -357,30 +256,22 @@ class _Sending:
             }
             bar.say(said[outcome])
 
-    def _described(self, blob: Descriptor) -> Blob:
-        return Blob(
-            digest=blob.digest,
-            size=blob.size,
-            read=lambda offset: self._read(blob.digest, offset),
-            sources=self._mounts.get(blob.digest, ()),
-        )
-
-    def _reports(self, blob: Descriptor, bar: Bar | None) -> Reports:
-        def sent(current: int) -> None:
-            if bar is not None:
-                bar.show("Pushing", current, blob.size)
-
-        def pausing(left: int) -> None:
-            if bar is not None:
-                bar.say(f"Retrying in {left} second{'s' if left != 1 else ''}")
-
-        return Reports(sent=sent, pausing=pausing)
-
-    async def _read(self, digest: Digest, offset: int) -> AsyncIterator[bytes]:
-        with await settle(self._deps.content.open, digest) as file:
-            file.seek(offset)
-            while data := await settle(file.read, CHUNK):
+    async def _read(self, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
+        content = self._errand.deps.content
+        held: list[BinaryIO] = []  # filled by a thread whose answer a cancellation would lose
+        try:
+            await settle(lambda: held.append(content.open(digest)))
+            held[0].seek(offset)
+            while data := await settle(held[0].read, CHUNK):
                 yield data
+        except NotFound as exc:
+            raise NotFound(
+                f"cannot push {self._reference.familiar}: its blob {digest} is not here any more: pull or load the "
+                "image again"
+            ) from exc
+        finally:
+            for file in held:
+                file.close()
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
