@@ -86,6 +86,21 @@ def test_a_platform_is_inspected_and_its_history_told(engine: Engine, many: str)
     assert engine.api.get(f"/v1.48/images/{many}/json?platform={wanted}")["Id"] == variant("amd64").id
 
 
+def test_a_container_of_another_platform_is_shown_under_its_name(engine: Engine, many: str) -> None:
+    container = engine.docker("create", "--platform", "linux/s390x", many, "true").text
+    (listed,) = engine.api.get("/containers/json?all=1")
+    assert (listed["Image"], listed["ImageID"]) == (many, variant("s390x").id)
+    manifest = row(engine, many, "&manifests=1")["Manifests"][1]["ID"]
+    for found in (listed, engine.inspect(container)):
+        assert found["ImageManifestDescriptor"]["digest"] == manifest
+        assert found["ImageManifestDescriptor"]["platform"] == {"architecture": "s390x", "os": "linux"}
+    assert "ImageManifestDescriptor" not in engine.api.get("/v1.47/containers/json?all=1")[0]
+    assert "ImageManifestDescriptor" not in engine.api.get("/system/df")["Containers"][0]
+    done = engine.docker("rmi", many, check=False)
+    assert "unable to remove repository reference" in done.err
+    assert container[:12] in done.err
+
+
 def test_a_platform_is_removed_and_the_others_stay(engine: Engine, many: str) -> None:
     engine.docker("tag", many, "second")
     answer = engine.api.request("DELETE", f"/images/second?platforms={platform('s390x')}")

@@ -22,6 +22,7 @@ from wherry.ids import ContainerID, generate
 from wherry.kernel.mount import Mount
 from wherry.network.endpoint import Endpoint, Port
 from wherry.spec.engine import ContainerConfig, HostConfig
+from wherry.spec.image import Descriptor, ImageConfig
 from wherry.state import State as Database
 from wherry.volumes.volumes import Volumes
 
@@ -132,11 +133,18 @@ class FakeClient:
         assert self.got == data
 
 
-@dataclass
+@dataclass(frozen=True)
 class FakeImage:
     id: str
     size: int = 1000
     diff_ids: tuple[str, ...] = ()
+    manifests: tuple[Descriptor, ...] = ()
+    platforms: tuple["FakeImage", ...] = ()  # further ones of its name
+    config: ImageConfig = field(default_factory=lambda: ImageConfig(architecture="amd64", os="linux"))
+
+    @property
+    def manifest(self) -> Descriptor:
+        return self.manifests[0]
 
 
 class FakeImages:
@@ -145,7 +153,12 @@ class FakeImages:
         self.asked: list[str] = []
 
     def find(self, image_id: str) -> FakeImage | None:
-        return next((image for image in self.by_name.values() if image.id == image_id), None)
+        known = (each for image in self.by_name.values() for each in (image, *image.platforms))
+        return next((image for image in known if image.id == image_id), None)
+
+    def platforms(self, name: str) -> list[FakeImage]:
+        image = self.get(name)
+        return [image, *image.platforms]
 
     def get(self, name: str, *, platform: str | None = None) -> FakeImage:
         self.asked.append(name)

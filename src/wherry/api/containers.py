@@ -19,6 +19,7 @@ from wherry.containers.streams import resize as resizing
 from wherry.containers.views import inspect as inspecting
 from wherry.containers.views import listing
 from wherry.containers.views import top as topping
+from wherry.containers.views.shapes import Document
 from wherry.errors import InvalidParameter
 from wherry.spec import engine
 
@@ -52,7 +53,14 @@ async def list_(call: Call) -> web.StreamResponse:
         size=call.flag("size"),
         filters=call.filters(),
     )
-    return call.reply(found)
+    return call.reply([_as_asked(call, document) for document in found])
+
+
+def _as_asked(call: Call, document: Document) -> Document:
+    """Without what the client's API version does not know."""
+    if not call.speaks(1, 48):
+        document.pop("ImageManifestDescriptor", None)
+    return document
 
 
 async def create(call: Call) -> web.StreamResponse:
@@ -67,7 +75,8 @@ async def create(call: Call) -> web.StreamResponse:
 
 
 async def inspect(call: Call) -> web.StreamResponse:
-    return call.reply(await inspecting.inspect(call.services.containers, call["name"], size=call.flag("size")))
+    document = await inspecting.inspect(call.services.containers, call["name"], size=call.flag("size"))
+    return call.reply(_as_asked(call, document))
 
 
 async def top(call: Call) -> web.StreamResponse:

@@ -163,7 +163,10 @@ async def disk_usage(call: Call) -> web.StreamResponse:
         images = await list_images(services.images, filters=NONE, shared_size=True, users=container_ids(call))
         found["Images"] = [versions.usage(document, call.version) for document in images]
     if "container" in asked:
-        found["Containers"] = await listing.list_containers(services.containers, all=True, size=True)
+        containers = await listing.list_containers(services.containers, all=True, size=True)
+        for container in containers:
+            container.pop("ImageManifestDescriptor", None)  # as in Docker it is not told here
+        found["Containers"] = containers
     if "volume" in asked:
         found["Volumes"] = await services.volumes.disk_usage()
     if "build-cache" in asked:

@@ -8,10 +8,12 @@ from containerkit.world import NOW, FakeImage, World
 from wherry.containers.record import MountPoint, Status
 from wherry.containers.views.listing import list_containers
 from wherry.containers.views.shapes import human_duration, human_status
+from wherry.digest import of
 from wherry.errors import InvalidParameter, NotFound
 from wherry.filters import Filters
 from wherry.network.endpoint import Endpoint, Port
 from wherry.spec.engine import ContainerConfig, HostConfig
+from wherry.spec.image import Descriptor
 
 SECOND = 10**9
 BRIDGE = Endpoint(
@@ -129,6 +131,22 @@ async def test_the_image_is_shown_by_id_once_its_name_means_another(world: World
     world.images.by_name["busybox"] = FakeImage("sha256:" + "2" * 64)
     (found,) = await list_containers(world.deps)
     assert found["Image"] == found["ImageID"] == "sha256:" + "1" * 64
+
+
+async def test_a_name_also_means_the_further_platforms_held_of_it(world: World) -> None:
+    manifest = Descriptor(media_type="application/vnd.oci.image.manifest.v1+json", digest=of(b"m"), size=7)
+    await world.add("web")
+    mine = FakeImage("sha256:" + "1" * 64, manifests=(manifest,))
+    world.images.by_name["busybox"] = FakeImage("sha256:" + "2" * 64, platforms=(mine,))
+    (found,) = await list_containers(world.deps)
+    assert (found["Image"], found["ImageID"]) == ("busybox", mine.id)
+    assert found["ImageManifestDescriptor"] == {
+        "mediaType": manifest.media_type,
+        "digest": manifest.digest,
+        "size": 7,
+        "platform": {"architecture": "amd64", "os": "linux"},
+    }
+    assert await names(world, ancestor="busybox") == ["web"]
 
 
 async def test_each_image_is_looked_up_once(world: World) -> None:

@@ -6,7 +6,7 @@ from wherry.aio import settle
 from wherry.containers.deps import Deps
 from wherry.containers.record import Container, Status
 from wherry.containers.views import shapes
-from wherry.containers.views.listing import list_containers, measure
+from wherry.containers.views.listing import image_manifest, list_containers, measure
 from wherry.containers.views.shapes import Document, rfc3339_nano
 from wherry.runtime.security import MASKED_PATHS, READONLY_PATHS
 from wherry.spec.engine import ContainerConfig, words
@@ -54,6 +54,7 @@ async def inspect(deps: Deps, name: str, *, size: bool = False) -> Document:
         "RestartCount": container.state.restart_count,
         "Driver": container.driver,
         "Platform": container.platform,
+        **image_manifest(deps, container),
         "MountLabel": "",
         "ProcessLabel": "",
         "AppArmorProfile": "",

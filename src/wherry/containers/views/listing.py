@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+import msgspec
+
 from wherry.aio import settle
 from wherry.containers.deps import Deps
 from wherry.containers.record import Container, Status
@@ -44,7 +46,7 @@ async def list_containers(
     everything = all or limit > 0 or "status" in filters
     tests = _tests(deps, filters)
     now = time.time_ns()
-    images: dict[str, str] = {}  # reference -> image id: 500 containers have few images
+    images: dict[str, set[str]] = {}  # reference -> image IDs: 500 containers have few images
     found: list[Document] = []
     for container in reversed(deps.store.all()):
         if not container.complete or not (everything or _counts_as_running(container)):
@@ -67,7 +69,7 @@ def _counts_as_running(container: Container) -> bool:
     return container.running or container.state.status is Status.RESTARTING
 
 
-def summary(deps: Deps, container: Container, now: int, images: dict[str, str]) -> Document:
+def summary(deps: Deps, container: Container, now: int, images: dict[str, set[str]]) -> Document:
     host = container.host_config
     brief: Document = {"NetworkMode": shapes.network_mode(container)}
     if host.annotations:
@@ -77,6 +79,7 @@ def summary(deps: Deps, container: Container, now: int, images: dict[str, str]) 
         "Names": ["/" + container.name],
         "Image": _image_name(deps, container, images),
         "ImageID": container.image_id,
+        **image_manifest(deps, container),
         "Command": _command(container),
         "Created": container.created // 10**9,
         "Ports": shapes.port_list(container),
@@ -94,15 +97,24 @@ def _command(container: Container) -> str:
     return " ".join([container.path, *(f"'{arg}'" if " " in arg else arg for arg in container.args)])
 
 
-def _image_name(deps: Deps, container: Container, images: dict[str, str]) -> str:
-    """As it was typed, unless that name is gone or means another image by now."""
+def _image_name(deps: Deps, container: Container, images: dict[str, set[str]]) -> str:
+    """As it was typed, unless that name is gone or has no platform any more that is this image."""
     name = container.image
     if name not in images:
         try:
-            images[name] = deps.images.store.get(name).id
+            images[name] = {image.id for image in deps.images.store.platforms(name)}
         except (NotFound, InvalidParameter):
-            images[name] = ""
-    return name if images[name] == container.image_id else container.image_id
+            images[name] = set()
+    return name if container.image_id in images[name] else container.image_id
+
+
+def image_manifest(deps: Deps, container: Container) -> Document:
+    """ImageManifestDescriptor, the manifest of the container's platform; nothing once the image is gone."""
+    image = deps.images.store.find(container.image_id)
+    if image is None or not image.manifests:
+        return {}
+    descriptor = msgspec.structs.replace(image.manifest, platform=image.config.platform)
+    return {"ImageManifestDescriptor": msgspec.to_builtins(descriptor)}
 
 
 async def measure(deps: Deps, container: Container) -> Document:
@@ -189,11 +201,11 @@ def _ancestor(deps: Deps, wanted: Sequence[str]) -> Test:
     exact: set[str] = set()
     for name in wanted:
         try:
-            image = deps.images.store.get(name)
+            found = deps.images.store.platforms(name)
         except (NotFound, InvalidParameter):
             continue  # as in Docker: an image that is not there has no containers
-        exact.add(image.id)
-        stacks.append(image.diff_ids)
+        exact.update(image.id for image in found)
+        stacks += [image.diff_ids for image in found]
     known: dict[str, bool] = {}
 
     def descends(image_id: str) -> bool:
