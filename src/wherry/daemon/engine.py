@@ -21,14 +21,15 @@ from wherry.containers.life.recover import recover as recover_containers
 from wherry.containers.live import LiveTable
 from wherry.containers.store import ContainerStore
 from wherry.daemon.config import BUILT_IN_RUNTIMES, Config, find_init, find_runtimes
+from wherry.daemon.engine_registry import keep_rest
 from wherry.daemon.registries import registry_config
-from wherry.distribution.config import check as check_registries
 from wherry.errors import Failed
 from wherry.events import Events
 from wherry.images import deps as images
 from wherry.images.upkeep.recover import recover as recover_images
 from wherry.kernel import cgroup
 from wherry.network.networks import NetworkConfig, Networks
+from wherry.registry.folder import FolderStore
 from wherry.runtime.shim_client import RuntimeSpec, Shims
 from wherry.state import Put, State
 from wherry.storage.content import ContentStore
@@ -51,11 +52,13 @@ class Engine:
     shims: Shims
     networks: Networks
     snapshots: Snapshotter
+    rest: FolderStore  # of the registry: what is no image
     background: Background
 
     async def close(self) -> None:
         """Stop what belongs to the daemon; the network goes too when nothing runs that could need it."""
         await self.background.close()
+        await self.rest.close()
         containers = self.services.containers
         keep = any(each.running for each in containers.store)
         await self.networks.stop(keep=keep)
@@ -84,7 +87,6 @@ async def open_engine(config: Config) -> Engine:
     content = await settle(ContentStore, data_root)
     snapshots = await settle(choose_snapshotter, data_root, config.storage_driver)
     registry = registry_config(config, os.environ)
-    check_registries(registry)
     image_deps = await settle(
         lambda: images.build(
             state=state,
@@ -131,6 +133,7 @@ async def open_engine(config: Config) -> Engine:
     services = Services(
         containers=container_deps, images=image_deps, networks=networks, volumes=volumes, events=events, facts=facts
     )
+    rest = await settle(keep_rest, image_deps, data_root / "uploads")
     await recover_images(image_deps)
     await volumes.start()
     await shims.start()
@@ -141,6 +144,7 @@ async def open_engine(config: Config) -> Engine:
         shims=shims,
         networks=networks,
         snapshots=snapshots,
+        rest=rest,
         background=background,
     )
 

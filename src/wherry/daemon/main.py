@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import resource
 import signal
 import sys
@@ -16,6 +17,8 @@ from wherry.api.tls import server_context
 from wherry.daemon.config import DEFAULT_HOST, Config, parse_command_line
 from wherry.daemon.engine import open_engine
 from wherry.daemon.lock import PidFile, RootLock
+from wherry.daemon.own_registry import open_registry
+from wherry.daemon.registries import registry_config
 from wherry.errors import WherryError
 
 log = logging.getLogger("wherry.daemon")
@@ -27,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the daemon until it is told to stop; returns the exit code. Errors of configuration are said on stderr."""
     try:
         config, validate = parse_command_line(argv)
+        registry_config(config, os.environ)  # only its complaints are wanted, as early as the others
     except WherryError as exc:
         print(f"wherry daemon: {exc.message}", file=sys.stderr)
         return 1
@@ -80,6 +84,7 @@ async def _run(config: Config) -> None:
         down.callback(pid_file.remove)
         engine = await open_engine(config)
         down.push_async_callback(engine.close)
+        await open_registry(config, engine, down)
         listening = await listeners.serve(routes.build(engine.services), places)
         down.push_async_callback(listening.stop, GRACE)
         for address in listening.addresses:

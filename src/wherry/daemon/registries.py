@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from wherry.daemon.config import Config, RegistryEntry
-from wherry.distribution.config import HostConfig, RegistryConfig
+from wherry.distribution.config import HostConfig, RegistryConfig, check
 from wherry.distribution.proxy import Proxies, from_environment
 
 
 def registry_config(config: Config, environ: Mapping[str, str]) -> RegistryConfig:
-    """As configured; for proxies that are not, what the environment says. `distribution.config.check` comes next."""
+    """As configured; for proxies that are not, what the environment says. Raises InvalidParameter for nonsense."""
     said, given = config.proxies, from_environment(environ)
-    return RegistryConfig(
+    found = RegistryConfig(
         mirrors=config.registry_mirrors,
         insecure=config.insecure_registries,
         foreign=config.allow_nondistributable_artifacts,
@@ -20,6 +20,8 @@ def registry_config(config: Config, environ: Mapping[str, str]) -> RegistryConfi
             http=said.http_proxy or given.http, https=said.https_proxy or given.https, no=said.no_proxy or given.no
         ),
     )
+    check(found)
+    return found
 
 
 def _host(entry: RegistryEntry) -> HostConfig:

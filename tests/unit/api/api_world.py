@@ -44,7 +44,7 @@ class FakeNetworks:
 
 
 class World:
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, registry: RegistryConfig | None = None) -> None:
         state, self.events = Database(root / "state.db"), Events()
         self.store = ContainerStore(state)
         self.networks = FakeNetworks()
@@ -55,7 +55,8 @@ class World:
             events=self.events,
             content=ContentStore(root),
             snapshots=snapshots,
-            registry=RegistryConfig(insecure=("10.0.0.0/8", "registry.test:5000"), mirrors=("https://mirror.test/",)),
+            registry=registry
+            or RegistryConfig(insecure=("10.0.0.0/8", "registry.test:5000"), mirrors=("https://mirror.test/",)),
             work=root / "work",
         )
         self.volumes = Volumes(state, root / "volumes", self.events)

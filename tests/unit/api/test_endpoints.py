@@ -464,8 +464,6 @@ async def test_what_is_not_there_yet_says_so(daemon: Daemon):
         {"message": "bridge is a pre-defined network and cannot be removed"},
     )
     assert (await daemon.post("/build"))[0] == 501
-    assert (await daemon.post("/images/x/push"))[0] == 501
-    assert (await daemon.get("/distribution/x/json"))[0] == 501
     assert (await daemon.post("/swarm/init", {}))[0] == 501
 
 
