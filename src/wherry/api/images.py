@@ -1,7 +1,6 @@
 """/images: pull, import, load and save, and looking at what is there."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
 
 from aiohttp import web
 
@@ -9,8 +8,7 @@ from wherry.aio import finish
 from wherry.api.call import TAR, Call
 from wherry.api.progress import Report, follow
 from wherry.api.router import Router
-from wherry.containers.record import Status
-from wherry.containers.store import ContainerStore
+from wherry.containers.views.image_users import ImageUsers
 from wherry.errors import InvalidParameter, NotSupported
 from wherry.filters import Filters
 from wherry.images.archives import load as loading
@@ -26,8 +24,6 @@ from wherry.images.views import versions
 from wherry.images.views.listing import list_images
 from wherry.spec.distribution import ANONYMOUS, Auth, decode_auth
 from wherry.spec.image import decode_platform
-
-_IN_USE = frozenset({Status.RUNNING, Status.PAUSED, Status.RESTARTING})
 
 log = logging.getLogger(__name__)
 
@@ -166,14 +162,14 @@ async def remove(call: Call) -> web.StreamResponse:
             force=call.flag("force"),
             prune=not call.flag("noprune"),
             platforms=[decode_platform(text) for text in call.texts("platforms")] if call.speaks(1, 50) else [],
-            in_use=_InUse(call.services.containers.store),
+            in_use=ImageUsers(call.services.containers.store),
         )
     )
     return call.reply(removed)
 
 
 async def prune(call: Call) -> web.StreamResponse:
-    in_use = _InUse(call.services.containers.store)
+    in_use = ImageUsers(call.services.containers.store)
     return call.reply(await finish(pruning.prune(call.services.images, call.filters(), in_use=in_use)))
 
 
@@ -185,29 +181,6 @@ async def bootstrap(call: Call) -> web.StreamResponse:
         await bootstrapping.bootstrap(call.services.images, name, progress=report)
 
     return await follow(call, work)
-
-
-class _InUse(Mapping[str, Sequence[removing.ContainerUse]]):
-    """Which containers were made from which image, at the moment of asking: they come and go meanwhile."""
-
-    def __init__(self, store: ContainerStore) -> None:
-        self._store = store
-
-    def __getitem__(self, image_id: str) -> list[removing.ContainerUse]:
-        found = [
-            removing.ContainerUse(id=container.id, running=container.state.status in _IN_USE)
-            for container in self._store
-            if container.image_id == image_id
-        ]
-        if not found:
-            raise KeyError(image_id)
-        return found
-
-    def __iter__(self) -> Iterator[str]:
-        return iter({container.image_id for container in self._store})
-
-    def __len__(self) -> int:
-        return len({container.image_id for container in self._store})
 
 
 def container_ids(call: Call) -> dict[str, list[str]]:

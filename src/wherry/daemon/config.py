@@ -94,6 +94,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_u
     dns: list[str] = []
     dns_opts: list[str] = []
     dns_search: list[str] = []
+    registry: dict[str, Any] | None = None  # wherry.registry.config.Config: serve the images as a registry
     tls: bool = False
     tlsverify: bool = False
     tlscacert: str = ""

@@ -9,7 +9,7 @@ kept in a `FolderStore` over the same content store, whose catalog is a root of 
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -32,6 +32,16 @@ from wherry.registry.store import MAX_MANIFEST, Named, Tag
 from wherry.spec.image import Descriptor, Index, Manifest, Raw, decode_manifest, media_type_of
 
 log = logging.getLogger(__name__)
+
+
+def keep_rest(deps: Deps, uploads: Path) -> FolderStore:
+    """The store for what is no image, over the engine's own: a root of its garbage collection from now on (blocking).
+
+    Also without a registry: what was pushed to one before stays.
+    """
+    rest = FolderStore(deps.content, deps.state, uploads)
+    deps.roots.append(lambda: (rest.catalog.live(), set()))
+    return rest
 
 
 class EngineUpload:
@@ -62,18 +72,12 @@ class EngineUpload:
 
 
 class EngineStore:
-    def __init__(self, deps: Deps, *, domain: str, uploads: Path, in_use: Callable[[], InUse]) -> None:
-        """`domain`: what the registry is called in references. `in_use`: which images containers use (blocking: no)."""
+    def __init__(self, deps: Deps, rest: FolderStore, *, domain: str, in_use: InUse) -> None:
+        """`rest` keeps what is no image. `domain`: what references call the registry. `in_use`: who uses an image."""
         self._deps = deps
         self._domain = domain
         self._in_use = in_use
-        self._rest = FolderStore(deps.content, deps.state, uploads)
-        deps.roots.append(lambda: (self._rest.catalog.live(), set()))
-
-    @property
-    def rest(self) -> FolderStore:
-        """What is no image."""
-        return self._rest
+        self._rest = rest
 
     # --- names --------------------------------------------------------------------------------------------------------
 
@@ -327,7 +331,7 @@ class EngineStore:
     async def _remove(self, name: str) -> None:
         """Forget the name, and the image with its last one, unless a container uses it."""
         try:
-            await remove(self._deps, name, force=True, in_use=self._in_use())
+            await remove(self._deps, name, force=True, in_use=self._in_use)
         except NotFound:  # with another of its names
             return
         except Conflict as exc:

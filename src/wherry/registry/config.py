@@ -28,6 +28,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_u
 
     listen: list[str] = msgspec.field(default_factory=lambda: [DEFAULT_LISTEN])
     root: str = DEFAULT_ROOT
+    name: str = ""  # what references call it (`registry.example`, `localhost:5000`); default: where it listens
     log_level: str = "info"
 
 
@@ -91,6 +92,19 @@ def load(file: str | None, flags: Mapping[str, Any]) -> Config:
         config = msgspec.convert({**in_file, **given}, Config)
     except msgspec.ValidationError as exc:
         raise InvalidParameter(f"cannot use {path if in_file else 'the command line'}: {exc}") from exc
+    check(config)
+    return config
+
+
+def convert(keys: Mapping[str, Any], source: str) -> Config:
+    """The checked configuration of a registry inside the engine: all keys but those the engine answers for itself."""
+    if taken := sorted(set(keys) & {"root", "log-level"}):
+        raise InvalidParameter(f"{source}: {', '.join(taken)}: the engine's own; leave it out")
+    _refuse_unknown(Path(source), keys)
+    try:
+        config = msgspec.convert(keys, Config)
+    except msgspec.ValidationError as exc:
+        raise InvalidParameter(f"cannot use {source}: {exc}") from exc
     check(config)
     return config
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import uvloop
 from aiohttp import web
 from aiohttp.abc import AbstractAccessLogger
+from aiohttp.http_exceptions import HttpProcessingError
 
 from wherry.aio import Background, settle
 from wherry.errors import Failed, WherryError
@@ -24,6 +25,7 @@ from wherry.registry.folder import FolderStore, open_folder
 from wherry.registry.hooks import Hooks
 from wherry.registry.lock import FolderLock
 from wherry.registry.server import build_app
+from wherry.registry.store import RegistryStore
 
 log = logging.getLogger("wherry.registry")
 
@@ -79,6 +81,12 @@ def set_up_logging(config: Config) -> None:
         datefmt="%Y-%m-%dT%H:%M:%S%z",
     )
     logging.getLogger("asyncio").setLevel(max(logging.WARNING, logging.getLogger().level))
+    logging.getLogger("aiohttp.server").addFilter(_is_ours)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """False for what is no HTTP at all: anybody who knocks could fill the log with it."""
+    return not (record.exc_info and isinstance(record.exc_info[1], HttpProcessingError))
 
 
 def _raise_file_limit() -> None:
@@ -100,12 +108,22 @@ async def _run(config: Config) -> None:
         down.push_async_callback(store.close)
         background = Background()
         down.push_async_callback(background.close)
-        background.spawn(_tidy(store), name="uploads that expired")
-        app = build_app(store, hooks=Hooks())
-        for address in await listen(app, [parse_address(text) for text in config.listen], down):
+        for address in await open_server(config, store, store, background, down):
             log.info("registry on %s listens on http://%s", root, address)
         await stop.wait()
         log.info("stopping")
+
+
+async def open_server(
+    config: Config, store: RegistryStore, folder: FolderStore, background: Background, down: AsyncExitStack
+) -> list[Address]:
+    """Serve `store` as `config` says until `down` is unwound; where it listens. Also what the daemon calls.
+
+    `folder`: what of the store is rows and uploads of the registry's own; all of it, when it stands alone.
+    """
+    background.spawn(_tidy(folder), name="uploads that expired")
+    app = build_app(store, hooks=Hooks())
+    return await listen(app, [parse_address(text) for text in config.listen], down)
 
 
 async def listen(app: web.Application, addresses: Sequence[Address], down: AsyncExitStack) -> list[Address]:

@@ -10,8 +10,9 @@ from aiohttp.test_utils import TestServer
 
 from imagekit.pushing import Pusher
 from imagekit.world import World
-from wherry.daemon.engine_registry import EngineStore
+from wherry.daemon.engine_registry import EngineStore, keep_rest
 from wherry.images.upkeep.remove import ContainerUse
+from wherry.registry.folder import FolderStore
 from wherry.registry.server import build_app
 from wherry.storage.overlay import OverlaySnapshotter
 
@@ -22,6 +23,7 @@ DOMAIN = "registry.test:5000"
 class Hosted:
     world: World
     store: EngineStore
+    rest: FolderStore
     push: Pusher
     in_use: dict[str, list[ContainerUse]] = field(default_factory=dict)
 
@@ -38,7 +40,8 @@ def world(tmp_path: Path) -> Iterator[World]:
 @pytest.fixture
 async def hosted(world: World) -> AsyncIterator[Hosted]:
     in_use: dict[str, list[ContainerUse]] = {}
-    store = EngineStore(world.deps, domain=DOMAIN, uploads=world.root / "uploads", in_use=lambda: in_use)
+    rest = keep_rest(world.deps, world.root / "uploads")
+    store = EngineStore(world.deps, rest, domain=DOMAIN, in_use=in_use)
     async with TestServer(build_app(store)) as server, aiohttp.ClientSession() as session:
-        yield Hosted(world, store, Pusher(session, str(server.make_url("")).rstrip("/")), in_use)
-    await store.rest.close()
+        yield Hosted(world, store, rest, Pusher(session, str(server.make_url("")).rstrip("/")), in_use)
+    await rest.close()

@@ -143,7 +143,7 @@ async def test_a_blob_no_manifest_names_yet_is_no_garbage(hosted: Hosted):
     assert await hosted.push.blob("x", data) == 201
     await collect_all(hosted.world.deps)
     assert await hosted.push.get(f"x/blobs/{digest(data)}") == (200, data)
-    await hosted.store.rest.expire_blobs(grace=-1)
+    await hosted.rest.expire_blobs(grace=-1)
     await collect_all(hosted.world.deps)
     assert hosted.world.held() == NOTHING
 
@@ -208,13 +208,15 @@ async def test_an_image_whose_layers_lie_is_refused(hosted: Hosted):
 
 
 async def test_it_all_survives_a_restart(hosted: Hosted):
-    from wherry.daemon.engine_registry import EngineStore
+    from wherry.daemon.engine_registry import EngineStore, keep_rest
     from wherry.digest import Digest
 
     await hosted.push.image("x", ONE, tag="t")
     await hosted.push.image("x", NOTE, tag="note")
     hosted.world.open()
-    again = EngineStore(hosted.world.deps, domain=DOMAIN, uploads=hosted.world.root / "uploads", in_use=dict)
+    again = EngineStore(
+        hosted.world.deps, keep_rest(hosted.world.deps, hosted.world.root / "uploads"), domain=DOMAIN, in_use={}
+    )
     assert [tag.name for tag in await again.tag_list("x")] == ["note", "t"]
     assert (await again.manifest("x", Digest(NOTE.digest))).data == NOTE.manifest
     assert await again.resolve("x", "t") == ONE.digest
