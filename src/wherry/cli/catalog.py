@@ -138,6 +138,7 @@ GROUPS: dict[str, Group] = {
         "Manage images",
         {
             "bootstrap": Entry("bootstrap", "bootstrap", "Make a base image from this machine's packages"),
+            "convert": Entry("convert", "convert", "Make an image whose layers are compressed another way"),
             "history": _HISTORY,
             "import": _IMPORT,
             "inspect": Entry("inspect", "image", "Display detailed information on one or more images"),
@@ -149,6 +150,18 @@ GROUPS: dict[str, Group] = {
             "rm": _RMI,
             "save": _SAVE,
             "tag": _TAG,
+        },
+    ),
+    "manifest": Group(
+        "Manage image manifests and manifest lists",
+        {
+            "annotate": Entry("manifest", "annotate", "Add additional information to a local image manifest"),
+            "create": Entry(
+                "manifest", "create", "Create a local manifest list for annotating and pushing to a registry"
+            ),
+            "inspect": Entry("manifest", "inspect", "Display an image manifest, or manifest list"),
+            "push": Entry("manifest", "push", "Push a manifest list to a repository"),
+            "rm": Entry("manifest", "rm", "Delete one or more manifest lists from local storage"),
         },
     ),
     "network": Group(
@@ -166,6 +179,7 @@ GROUPS: dict[str, Group] = {
     "system": Group(
         "Manage Wherry",
         {
+            "check": Entry("check", "check", "Find and mend damage in the store of images"),
             "df": Entry("df", "df", "Show disk usage"),
             "events": _EVENTS,
             "info": _INFO,
@@ -186,6 +200,12 @@ GROUPS: dict[str, Group] = {
             ),
         },
     ),
+}
+
+# commands of other rooms, which read their own command lines: by name, and imported only when they run
+SERVERS = {
+    "daemon": ("wherry.daemon.main", "Run the engine (see wherry daemon --help)"),
+    "registry": ("wherry.registry.main", "Run a registry (see wherry registry --help)"),
 }
 
 # second names of a group's commands
@@ -221,4 +241,4 @@ def names_of(entry: Entry) -> list[str]:
 
 
 def top_names() -> list[str]:
-    return [*COMMON, *GROUPS, *OTHERS, "daemon", "help"]
+    return [*COMMON, *GROUPS, *OTHERS, *SERVERS, "help"]

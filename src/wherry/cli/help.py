@@ -101,13 +101,14 @@ def group_help(name: str) -> str:
 def root_help(table: Sequence[Flag]) -> str:
     groups = {name: group.summary for name, group in catalog.GROUPS.items()}
     commons = {name: entry.summary for name, entry in catalog.COMMON.items()}
+    servers = {name: summary for name, (_, summary) in catalog.SERVERS.items()}
     others = {name: entry.summary for name, entry in catalog.OTHERS.items()}
     return (
         f"Usage:  {PROGRAM} [OPTIONS] COMMAND\n\nThe Docker engine, in Python: its daemon and its client\n\n"
         f"Common Commands:\n{_listing(commons, 11)}\n"
         f"Management Commands:\n{_listing(groups, 11)}\n"
         f"Commands:\n{_listing(others, 11)}\n"
-        f"Daemon:\n{_listing({'daemon': 'Run the engine (see ' + PROGRAM + ' daemon --help)'}, 11)}\n"
+        f"Servers:\n{_listing(servers, 11)}\n"
         f"Global Options:\n{render_flags(table, terminal_width())}\n"
         f"Run '{PROGRAM} COMMAND --help' for more information on a command.\n"
     )

@@ -86,11 +86,8 @@ def _silence() -> None:
 
 
 def dispatch(argv: Sequence[str]) -> int:
-    if argv and argv[0] == "daemon":
-        from importlib import import_module  # the daemon's room is no business of the client's: by name, at need
-
-        code = import_module("wherry.daemon.main").main(list(argv[1:]))
-        return code if isinstance(code, int) else 0
+    if argv and argv[0] in catalog.SERVERS:
+        return serve(argv)
     try:
         flags, rest = parse(argv, GLOBAL_FLAGS, interspersed=False)
     except HelpAsked as asked:
@@ -110,6 +107,8 @@ def dispatch(argv: Sequence[str]) -> int:
         raise Failure(f"Unable to parse logging level: {flags.text('log-level')}")
     if not rest:
         return _root_help()
+    if rest[0] in catalog.SERVERS:
+        raise Failure(f"{PROGRAM}: '{PROGRAM} {rest[0]}' has options of its own, which follow its name")
     cli = CLI(flags, environment())
     if rest[0] == "help":
         return _help(rest[1:])
@@ -121,6 +120,14 @@ def dispatch(argv: Sequence[str]) -> int:
         return invoke(cli, path, entry, arguments)
     finally:
         cli.close()
+
+
+def serve(argv: Sequence[str]) -> int:
+    """Run a command that is no client: its room is no business of ours, so it is imported by name and at need."""
+    from importlib import import_module
+
+    code = import_module(catalog.SERVERS[argv[0]][0]).main(list(argv[1:]))
+    return code if isinstance(code, int) else 0
 
 
 def find(words: Sequence[str]) -> tuple[str, Entry, list[str]] | None:
@@ -272,8 +279,8 @@ def _help(words: Sequence[str]) -> int:
 
     if not words:
         return _root_help()
-    if words[0] == "daemon":
-        return dispatch(["daemon", "--help"])
+    if words[0] in catalog.SERVERS:
+        return serve([words[0], "--help"])
     if catalog.find_top(words[0]) is None and words[0] not in catalog.GROUPS:
         raise Failure(f"unknown help topic: {' '.join(words)}")
     found = find(words)

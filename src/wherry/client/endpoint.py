@@ -4,6 +4,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import ssl
     from collections.abc import Mapping
 
 DEFAULT_HOST = "unix:///run/wherry.sock"
@@ -27,16 +28,20 @@ class TLSFiles:
 
 
 class Endpoint:
-    """One address. `path` for a UNIX socket, else `host` and `port`; `shown` is what messages print."""
+    """One address. `path` for a UNIX socket, else `host` and `port`; `shown` is what messages print.
 
-    __slots__ = ("host", "path", "port", "shown", "tls")
+    `tls` tells how TLS is spoken, None when it is not; `timeout` how long the peer may be silent, None for ever.
+    """
+
+    __slots__ = ("host", "path", "port", "shown", "timeout", "tls")
 
     def __init__(self, *, shown: str, path: str | None = None, host: str = "", port: int = 0) -> None:
         self.shown = shown
         self.path = path
         self.host = host
         self.port = port
-        self.tls: TLSFiles | None = None
+        self.tls: TLSFiles | ssl.SSLContext | None = None
+        self.timeout: float | None = None  # s
 
 
 def parse_host(text: str, *, tls: bool = False) -> Endpoint:

@@ -1,4 +1,4 @@
-"""HTTP/1.1 for one purpose: an engine's socket, over UNIX, TCP or TLS.
+"""HTTP/1.1 for two purposes, an engine's socket and a registry's manifests; over UNIX, TCP or TLS.
 
     open_stream(endpoint) -> Stream     a connected byte stream that can be half-closed
     send_request(stream, ...)           writes a request, its body whole, streamed or chunked
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import _socket
 
+from wherry.client.endpoint import TLSFiles
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -21,6 +23,7 @@ RECEIVE = 1 << 18  # bytes asked for at a time
 MAX_HEAD = 1 << 16  # bytes in a response head
 AF_UNIX, AF_INET6, SOCK_STREAM, SHUT_WR = 1, 10, 1, 1
 MSG_DONTWAIT = 0x40
+CHALLENGE = "www-authenticate"
 NO_BODY = frozenset({204, 304})
 
 
@@ -106,6 +109,7 @@ def _open_tcp(endpoint: Endpoint) -> Stream:
     failure: OSError = OSError("no address for " + endpoint.host)
     for family, kind, proto, _, address in _socket.getaddrinfo(endpoint.host, endpoint.port, 0, SOCK_STREAM):
         sock = _socket.socket(family, kind, proto)
+        sock.settimeout(endpoint.timeout)
         try:
             sock.connect(address)
             sock.setsockopt(6, 1, 1)  # IPPROTO_TCP, TCP_NODELAY: keystrokes are one byte each
@@ -115,10 +119,11 @@ def _open_tcp(endpoint: Endpoint) -> Stream:
             continue
         if endpoint.tls is None:
             return Stream(sock)
-        from wherry.client.tls import TLSStream  # OpenSSL is loaded only where it is spoken
+        from wherry.client.tls import TLSStream, make_context  # OpenSSL is loaded only where it is spoken
 
         try:
-            return TLSStream(sock, endpoint.tls, endpoint.host)
+            context = endpoint.tls if not isinstance(endpoint.tls, TLSFiles) else make_context(endpoint.tls)
+            return TLSStream(sock, context, endpoint.host)
         except BaseException:
             sock.close()
             raise
@@ -165,7 +170,7 @@ class Response:
     def __init__(self, stream: Stream, status: int, reason: str, headers: dict[str, str], early: bytes) -> None:
         self.status = status
         self.reason = reason
-        self.headers = headers  # names in lower case; a repeated one keeps its last value
+        self.headers = headers  # names in lower case; a repeated one keeps its last value, but challenges are joined
         self._stream = stream
         self._buffer = early
         self._left = 0
@@ -280,10 +285,11 @@ def read_response(stream: Stream, method: str) -> Response:
         status = int(code)
         if 100 <= status < 200 and status != 101:
             continue
-        headers = {}
+        headers: dict[str, str] = {}
         for entry in rest:
             name, _, value = entry.partition(":")
-            headers[name.strip().lower()] = value.strip()
+            name, value = name.strip().lower(), value.strip()
+            headers[name] = f"{headers[name]}, {value}" if name == CHALLENGE and name in headers else value
         response = Response(stream, status, reason, headers, buffer)
         if method == "HEAD" or status in NO_BODY:
             response.without_body()

@@ -6,6 +6,7 @@ An SSLObject over memory buffers can: its `unwrap` queues our close_notify and r
 
 from __future__ import annotations
 
+import os
 import ssl
 
 from wherry.client.http import RECEIVE, Stream
@@ -17,18 +18,47 @@ if TYPE_CHECKING:
     from wherry.client.endpoint import TLSFiles
 
 
-def make_context(files: TLSFiles) -> ssl.SSLContext:
-    """Verify the server unless told not to; present a certificate when there is one."""
+def _new_context(*, verify: bool) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def make_registry_context(folder: str, *, verify: bool) -> ssl.SSLContext:
+    """For a registry: the system's authorities, and those and the certificate that `folder` (certs.d/HOST) holds:
+    `*.crt` are authorities, `NAME.cert` and `NAME.key` are who we are. OSError names a file that cannot be used.
+    """
+    context = _new_context(verify=verify)
+    context.load_default_certs()
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError:
+        return context
+    for name in names:
+        stem, _, kind = name.rpartition(".")
+        if kind not in ("crt", "cert"):
+            continue
+        try:
+            if kind == "crt":
+                context.load_verify_locations(f"{folder}/{name}")
+            else:
+                context.load_cert_chain(f"{folder}/{name}", f"{folder}/{stem}.key")
+        except OSError as exc:  # ssl.SSLError is one
+            raise OSError(f"{folder}/{name} cannot be used: {exc.strerror or exc}") from exc
+    return context
+
+
+def make_context(files: TLSFiles) -> ssl.SSLContext:
+    """Verify the server unless told not to; present a certificate when there is one."""
+    context = _new_context(verify=files.verify)
     if files.verify:
         if files.ca is not None:
             context.load_verify_locations(files.ca)
         else:
             context.load_default_certs()
-    else:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
     if files.cert is not None and files.key is not None:
         context.load_cert_chain(files.cert, files.key)
     return context
@@ -37,10 +67,10 @@ def make_context(files: TLSFiles) -> ssl.SSLContext:
 class TLSStream(Stream):
     __slots__ = ("_incoming", "_outgoing", "_tls")
 
-    def __init__(self, sock: _socket.socket, files: TLSFiles, host: str) -> None:
+    def __init__(self, sock: _socket.socket, context: ssl.SSLContext, host: str) -> None:
         super().__init__(sock)
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = make_context(files).wrap_bio(self._incoming, self._outgoing, server_hostname=host)
+        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_hostname=host)
         while True:
             try:
                 self._tls.do_handshake()
