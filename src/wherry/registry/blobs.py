@@ -39,7 +39,7 @@ async def get(call: Call) -> web.StreamResponse:
         if (start, end) != (0, size):
             answer.set_status(206)
             answer.headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-        await send(answer, call.request, file, start, end)
+        await send(answer, call.request, file, start, end, stall=call.stall)
     call.happened("pull", digest=digest, size=end - start)
     return answer
 

@@ -1,6 +1,7 @@
 """One request to the registry, as its handlers see it."""
 
-from dataclasses import dataclass, field
+import asyncio
+from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -13,14 +14,15 @@ MAX_PAGE = 10_000  # names in one answer; more are to be asked for by `last`
 API_VERSION = {"Docker-Distribution-Api-Version": "registry/2.0"}
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
     request: web.Request
     repository: str
     name: str  # tag, digest or upload id of the path
     actor: str
-    store: RegistryStore = field(init=False)
-    hooks: Hooks = field(init=False)
+    store: RegistryStore
+    hooks: Hooks
+    stall: float  # seconds without a byte either way after which the client counts as gone
 
     def digest(self, text: str) -> Digest:
         """DIGEST_INVALID."""
@@ -43,6 +45,14 @@ class Call:
         if not text.isascii() or not text.isdigit():
             raise Problem(Code.PAGINATION_NUMBER_INVALID, f"invalid number of results: n={text[:50]!r}")
         return min(int(text[:9]), MAX_PAGE)
+
+    async def read(self) -> bytes:
+        """The next piece of the request's body; b"" at its end. ConnectionError when the client is gone or stalls."""
+        try:
+            async with asyncio.timeout(self.stall):
+                return await self.request.content.readany()
+        except TimeoutError:
+            raise ConnectionAbortedError(f"nothing was sent for {self.stall:g} s") from None
 
     def answer(
         self,

@@ -79,7 +79,7 @@ async def put(call: Call) -> web.StreamResponse:
 
 async def _body(call: Call) -> bytes:
     data = bytearray()
-    async for chunk in call.request.content.iter_any():
+    while chunk := await call.read():
         data += chunk
         if len(data) > MAX_MANIFEST:
             raise Problem(

@@ -24,11 +24,11 @@ from wherry.aio import KeyedLock, SharedLock, finish, settle
 from wherry.digest import Digest
 from wherry.errors import Corrupt, Failed, NotFound
 from wherry.registry import catalog
-from wherry.registry.catalog import Catalog
+from wherry.registry.catalog import Catalog, Repository
 from wherry.registry.errors import Code, Problem, blob_unknown, incomplete, manifest_unknown, upload_unknown
 from wherry.registry.manifests import describe, read
 from wherry.registry.store import MAX_MANIFEST, Named, Tag
-from wherry.spec.image import Descriptor, Index, Raw
+from wherry.spec.image import Descriptor, Index, Manifest, Raw
 from wherry.state import Change, State
 from wherry.storage.content import ContentStore, Ingest
 
@@ -262,16 +262,19 @@ class FolderStore:
         self._remember(raw.digest, raw.data)
         return document.subject
 
-    def _check_complete(self, repository: str, named: Named, document: object) -> None:
-        """All that a manifest needs is in its repository."""
-        here = self.catalog.find(repository)
-        known_blobs = here.blobs if here else {}
-        known_manifests = here.manifests if here else {}
-        lacking: Sequence[Digest] = [digest for digest in named.blobs if digest not in known_blobs]
-        if isinstance(document, Index):
-            lacking = [digest for digest in named.children if digest not in known_manifests]
-        if lacking:
+    def _check_complete(self, repository: str, named: Named, document: Manifest | Index) -> None:
+        """All that a manifest needs is in its repository, and as long as it says."""
+        here = self.catalog.find(repository) or Repository()
+        entries = document.manifests if isinstance(document, Index) else [document.config, *document.layers]
+        sizes = {digest: here.blobs[digest].size for digest in named.blobs if digest in here.blobs}
+        sizes |= {digest: here.manifests[digest].size for digest in named.children if digest in here.manifests}
+        if lacking := [digest for digest in (*named.blobs, *named.children) if digest not in sizes]:
             raise incomplete(repository, lacking)
+        for entry in entries:
+            if (size := sizes.get(entry.digest, entry.size)) != entry.size:
+                raise Problem(
+                    Code.SIZE_INVALID, f"the manifest says that {entry.digest} has {entry.size} bytes; it has {size}"
+                )
 
     async def delete_manifest(self, repository: str, digest: Digest) -> None:
         async with self.guard.shared(), self._locks(repository):

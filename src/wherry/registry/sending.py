@@ -7,6 +7,8 @@ waits.
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import BinaryIO
 
 from aiohttp import web
@@ -19,8 +21,13 @@ PIECE = 8 << 20  # bytes handed to the kernel at most before other downloads hav
 CHUNK = 1 << 20  # bytes read and sent at a time where it must be copied
 
 
-async def send(answer: web.StreamResponse, request: web.Request, file: BinaryIO, start: int, end: int) -> None:
-    """Send `answer` with the bytes from `start` up to `end` of `file`. ConnectionResetError when the client is gone."""
+async def send(
+    answer: web.StreamResponse, request: web.Request, file: BinaryIO, start: int, end: int, *, stall: float
+) -> None:
+    """Send `answer` with the bytes from `start` up to `end` of `file`.
+
+    ConnectionError when the client is gone, or takes nothing for `stall` seconds.
+    """
     answer.content_length = end - start
     writer = await answer.prepare(request)
     transport = request.transport
@@ -28,33 +35,34 @@ async def send(answer: web.StreamResponse, request: web.Request, file: BinaryIO,
         raise ConnectionResetError("the client is gone")
     sock = transport.get_extra_info("socket")
     if end - start <= SMALL or sock is None or transport.get_extra_info("ssl_object") is not None:
-        await _copy(answer, file, start, end)
+        await _copy(answer, file, start, end, stall)
     else:
-        await _flush(transport, writer)
+        await _flush(transport, writer, stall)
         out = os.dup(sock.fileno())  # the event loop lets nobody wait for a descriptor that a transport has
         try:
-            await _hand_over(out, file.fileno(), start, end)
+            await _hand_over(out, file.fileno(), start, end, stall)
         finally:
             os.close(out)
         writer.output_size += end - start
     await answer.write_eof()
 
 
-async def _flush(transport: asyncio.Transport, writer: AbstractStreamWriter) -> None:
+async def _flush(transport: asyncio.Transport, writer: AbstractStreamWriter, stall: float) -> None:
     """Wait until all that was written before has gone out."""
     transport.set_write_buffer_limits(0)
     try:
-        await writer.drain()
+        async with _patience(stall):
+            await writer.drain()
     finally:
         transport.set_write_buffer_limits()
 
 
-async def _hand_over(out: int, source: int, offset: int, end: int) -> None:
+async def _hand_over(out: int, source: int, offset: int, end: int, stall: float) -> None:
     while offset < end:
         sent = await settle(_send_piece, out, source, offset, min(end - offset, PIECE))
         offset += sent
         if not sent:
-            await _writable(out)
+            await _writable(out, stall)
 
 
 def _send_piece(out: int, source: int, offset: int, size: int) -> int:
@@ -71,20 +79,31 @@ def _send_piece(out: int, source: int, offset: int, size: int) -> int:
     return done
 
 
-async def _writable(fd: int) -> None:
+async def _writable(fd: int, stall: float) -> None:
     loop = asyncio.get_running_loop()
     ready = asyncio.Event()
     loop.add_writer(fd, ready.set)
     try:
-        await ready.wait()
+        async with _patience(stall):
+            await ready.wait()
     finally:
         loop.remove_writer(fd)
 
 
-async def _copy(answer: web.StreamResponse, file: BinaryIO, start: int, end: int) -> None:
+async def _copy(answer: web.StreamResponse, file: BinaryIO, start: int, end: int, stall: float) -> None:
     while start < end:
         data = await settle(os.pread, file.fileno(), min(CHUNK, end - start), start)
         if not data:
             raise ConnectionResetError("a blob became shorter while it was sent")
         start += len(data)
-        await answer.write(data)
+        async with _patience(stall):
+            await answer.write(data)
+
+
+@asynccontextmanager
+async def _patience(stall: float) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(stall):
+            yield
+    except TimeoutError:
+        raise ConnectionAbortedError(f"nothing was taken for {stall:g} s") from None

@@ -29,6 +29,7 @@ from wherry.registry.store import RegistryStore
 
 log = logging.getLogger(__name__)
 
+STALL = 300.0  # seconds a client may neither send nor take a byte before its connection is cut
 MAX_NAME = 255  # characters of a repository's name
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
 _NAME = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*\Z")
@@ -102,28 +103,34 @@ def check_name(repository: str) -> None:
         )
 
 
-def build_app(store: RegistryStore, *, hooks: Hooks | None = None) -> web.Application:
-    """The application that serves `store`; others may add paths outside /v2/ to it."""
+def build_app(store: RegistryStore, *, hooks: Hooks | None = None, stall: float = STALL) -> web.Application:
+    """The application that serves `store`; others may add paths outside /v2/ to it. `stall`: see STALL."""
     app = web.Application(client_max_size=0)
-    serve = Server(store, hooks or Hooks()).serve
+    serve = Server(store, hooks or Hooks(), stall).serve
     app.router.add_route("*", "/v2", serve)
     app.router.add_route("*", "/v2/{rest:.*}", serve)
     return app
 
 
 class Server:
-    def __init__(self, store: RegistryStore, hooks: Hooks) -> None:
+    def __init__(self, store: RegistryStore, hooks: Hooks, stall: float) -> None:
         self._store = store
         self._hooks = hooks
+        self._stall = stall
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         try:
             return await self._answer(request)
-        except WherryError as exc:
-            problem = problem_of(exc)
+        except web.HTTPException:  # somebody's who plugged in
+            raise
+        except ConnectionError as exc:
+            log.debug("%s %s: the client is gone: %s", request.method, request.raw_path, exc)
+            return cut(request)
+        except Exception as exc:
+            problem = _problem_of(exc)
             if problem.status >= 500:
-                log.exception("%s %s failed", request.method, request.path)
-            return refuse(problem, request)
+                log.exception("%s %s failed", request.method, request.raw_path)
+            return cut(request) if request.writer.output_size else refuse(problem, request)
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
         place = parse_path(request.path)
@@ -136,9 +143,17 @@ class Server:
             )
         handler, action = methods[request.method]
         actor = await self._hooks.authorise(request, _wanted(place, action, request))
-        call = Call(request=request, repository=place.repository, name=place.name, actor=actor)
-        call.store, call.hooks = self._store, self._hooks
-        return await handler(call)
+        return await handler(
+            Call(
+                request=request,
+                repository=place.repository,
+                name=place.name,
+                actor=actor,
+                store=self._store,
+                hooks=self._hooks,
+                stall=self._stall,
+            )
+        )
 
 
 def _wanted(place: Place, action: str, request: web.Request) -> Sequence[Access]:
@@ -152,6 +167,21 @@ def _wanted(place: Place, action: str, request: web.Request) -> Sequence[Access]
         check_name(source)
         wanted.append(Access(source, "pull"))
     return wanted
+
+
+def _problem_of(exc: Exception) -> Problem:
+    if isinstance(exc, WherryError):
+        return problem_of(exc)
+    if isinstance(exc, web.RequestPayloadError):
+        return Problem(Code.BLOB_UPLOAD_INVALID, f"the body of the request is broken: {' '.join(str(exc).split())}")
+    return Problem(Code.UNKNOWN, "the registry failed; its log tells why")
+
+
+def cut(request: web.Request) -> web.Response:
+    """End the connection: an answer that has begun must not end as if it were complete. The response goes nowhere."""
+    if request.transport is not None:
+        request.transport.abort()
+    return web.Response(status=499)  # the access log's; nginx's word for it
 
 
 def refuse(problem: Problem, request: web.Request) -> web.Response:

@@ -94,7 +94,7 @@ async def _receive(call: Call, upload: Upload) -> None:
     pending: list[bytes] = []
     size = 0
     try:
-        async for data in call.request.content.iter_any():
+        while data := await call.read():
             pending.append(data)
             size += len(data)
             if size >= CHUNK:
