@@ -1,10 +1,12 @@
-"""A registry that lies, one way per repository. Run by path: `evil_registry.py PORT`; prints "ready".
+"""A registry that lies, one way per repository. Run by path: `evil_registry.py PORT`; prints "ready", and then a line
+for every blob: its repository, its digest and the range that was asked for.
 
 good          a sound two-layer image, for comparison
 wrong-layer   a layer's bytes are not what its digest says
 wrong-size    the manifest gives a layer another size
 truncated     a layer's connection always closes half-way
 cut-once      … only the first time: a client that resumes by range succeeds
+stuck-once    the first time a layer's second half does not come, though the connection stays
 wrong-config  the config's bytes are not what its digest says
 wrong-diffid  the layer is not the one the config names
 huge          a manifest of 100 MB
@@ -44,6 +46,7 @@ from harness.images import (
 
 HUGE = 100 << 20  # bytes
 BOMB = 8 << 30  # bytes
+STUCK = 8 << 20  # bytes of the layer that stops half-way
 
 
 def bomb() -> bytes:
@@ -75,6 +78,8 @@ class Repository:
     def __init__(self, name: str) -> None:
         self.name = name
         ordinary = [Entry(name="extra", data=b"extra\n" * 50_000), Entry(name="name", data=name.encode())]
+        if name == "stuck-once":
+            ordinary.append(Entry(name="big", data=bytes(range(256)) * (STUCK // 256)))
         extra = tar(ENTRIES.get(name, ordinary))
         image = Image(tags=[], layers=[busybox_layer(), extra])
         config = image.config_document()
@@ -165,6 +170,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         asked = self.headers.get("Range", "")
         if asked.startswith("bytes="):
             start = int(asked[6:].partition("-")[0])
+        print(name := found.name, reference, asked or "all", flush=True)
+        stuck = name == "stuck-once" and reference == found.last and name not in cut
         torn = reference == found.last and (
             found.name == "truncated" or (found.name == "cut-once" and found.name not in cut)
         )
@@ -181,6 +188,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             cut.add(found.name)
             data = data[: len(data) // 2]
             self.close_connection = True
+        if stuck:
+            cut.add(found.name)
+            self.wfile.write(data[: len(data) // 2])
+            self.rfile.read()  # until the client is gone
+            return
         self.wfile.write(data[start:])
 
 

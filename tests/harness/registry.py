@@ -15,7 +15,7 @@ USER, PASSWORD = "alice", "wonderland"
 
 CONFIG = """\
 version: 0.1
-log: {{level: warn}}
+log: {{level: {level}, accesslog: {{disabled: {quiet}}}}}
 storage:
   filesystem: {{rootdirectory: {root}/blobs}}
   delete: {{enabled: true}}
@@ -27,19 +27,22 @@ http:
 class Registry:
     """A running registry: `address` is valid inside the box only."""
 
-    def __init__(self, box: Box, root: Path, port: int, *, private: bool) -> None:
+    def __init__(self, box: Box, root: Path, port: int, *, private: bool, auth: str = "", log: str = "warn") -> None:
+        """`auth`: that section of its configuration when it is not the password file; `log`: info tells of requests."""
         self.box, self.root, self.port, self.private = box, root, port, private
+        self._auth, self._level = auth, log
         self.address = f"127.0.0.1:{port}"
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Registry"]:
         self.root.mkdir(parents=True, exist_ok=True)
-        auth = ""
-        if self.private:
+        auth = self._auth
+        if self.private and not auth:
             (self.root / "htpasswd").write_text(HTPASSWD)
             auth = f"auth: {{htpasswd: {{realm: test, path: {self.root}/htpasswd}}}}\n"
         config = self.root / "config.yml"
-        config.write_text(CONFIG.format(root=self.root, port=self.port, auth=auth))
+        quiet = str(self._level != "info").lower()
+        config.write_text(CONFIG.format(root=self.root, port=self.port, auth=auth, level=self._level, quiet=quiet))
         process = self.box.spawn(
             ["docker-registry", "serve", str(config)],
             log=self.root / "log",
