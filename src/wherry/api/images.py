@@ -1,20 +1,18 @@
-"""/images: pull, import, load and save, and looking at what is there."""
+"""/images: pull, looking at what is there, names, removal."""
 
 import logging
 
 from aiohttp import web
 
 from wherry.aio import finish
-from wherry.api.call import TAR, Call
+from wherry.api import archives
+from wherry.api.call import Call
 from wherry.api.progress import Report, follow
 from wherry.api.router import Router
 from wherry.containers.views.image_users import ImageUsers
-from wherry.errors import InvalidParameter, NotSupported
+from wherry.errors import InvalidParameter
 from wherry.filters import Filters
-from wherry.images.archives import load as loading
-from wherry.images.archives import save as saving
 from wherry.images.making import bootstrap as bootstrapping
-from wherry.images.making import import_ as importing
 from wherry.images.transfer import pull as pulling
 from wherry.images.upkeep import prune as pruning
 from wherry.images.upkeep import remove as removing
@@ -30,14 +28,11 @@ log = logging.getLogger(__name__)
 
 def add(router: Router) -> None:
     router.add("GET", "/images/json", list_)
-    router.add("GET", "/images/get", save)
     router.add("POST", "/images/create", create)
-    router.add("POST", "/images/load", load)
     router.add("POST", "/images/prune", prune)
     router.add("POST", "/images/bootstrap", bootstrap)
     router.add("GET", "/images/{name}/json", inspect)
     router.add("GET", "/images/{name}/history", history)
-    router.add("GET", "/images/{name}/get", save)
     router.add("POST", "/images/{name}/tag", tag)
     router.add("DELETE", "/images/{name}", remove)
 
@@ -78,7 +73,7 @@ async def history(call: Call) -> web.StreamResponse:
 
 
 async def create(call: Call) -> web.StreamResponse:
-    return await (_pull(call) if call.text("fromImage") else _import(call))
+    return await (_pull(call) if call.text("fromImage") else archives.import_(call))
 
 
 async def _pull(call: Call) -> web.StreamResponse:
@@ -107,44 +102,6 @@ def credentials(call: Call) -> Auth:
     except InvalidParameter as exc:
         log.debug("%s", exc.message)
         return ANONYMOUS
-
-
-async def _import(call: Call) -> web.StreamResponse:
-    source = call.text("fromSrc")
-    if not source:
-        raise InvalidParameter("neither fromImage nor fromSrc is given: nothing to make an image from")
-    if source != "-":
-        raise NotSupported(f"importing from {source} is not supported: download the archive and import the file")
-
-    async def work(report: Report) -> None:
-        await importing.import_(
-            call.services.images,
-            call.chunks(),
-            source=source,
-            repository=call.text("repo"),
-            tag=call.text("tag"),
-            changes=call.texts("changes"),
-            message=call.text("message"),
-            platform=call.text("platform") or None,
-            progress=report,
-        )
-
-    return await follow(call, work)
-
-
-async def load(call: Call) -> web.StreamResponse:
-    async def work(report: Report) -> None:
-        await loading.load(
-            call.services.images, call.chunks(), quiet=call.flag("quiet"), platform=_platform(call), progress=report
-        )
-
-    return await follow(call, work)
-
-
-async def save(call: Call) -> web.StreamResponse:
-    names = [call["name"]] if "name" in call.path else call.texts("names")
-    chunks = saving.save(call.services.images, names, platform=_platform(call))
-    return await call.send(chunks, TAR)
 
 
 async def tag(call: Call) -> web.StreamResponse:

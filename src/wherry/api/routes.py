@@ -1,6 +1,7 @@
 """Every endpoint of the API, in one router."""
 
 from wherry.api import (
+    archives,
     containers,
     events,
     files,
@@ -21,7 +22,20 @@ from wherry.api.services import Services
 def router() -> Router:
     """In this order: of patterns that could both match, the first added wins."""
     found = Router()
-    for room in (sessions, files, containers, pushing, registries, images, volumes, networks, events, system, missing):
+    for room in (
+        sessions,
+        files,
+        containers,
+        pushing,
+        registries,
+        archives,
+        images,
+        volumes,
+        networks,
+        events,
+        system,
+        missing,
+    ):
         room.add(found)
     return found
 

@@ -127,7 +127,7 @@ async def test_saving_what_is_not_there_fails_before_the_first_byte(world: World
         save(world.deps, ["x"])
     await read_in(world, pack(layout(ONE, name="docker.io/library/one:1")))
     with pytest.raises(NotFound, match="does not provide the specified platform"):
-        save(world.deps, ["one:1"], platform="linux/arm64")
+        save(world.deps, ["one:1"], platforms=["linux/arm64"])
 
 
 async def test_an_image_removed_while_it_is_saved_is_saved_whole(world: World, other: World):
@@ -206,12 +206,12 @@ async def test_of_an_index_the_platform_of_this_machine_or_the_one_asked_for_is_
         "annotations": {"io.containerd.image.name": "docker.io/library/x:1"},
     }
     found["index.json"] = encode({"schemaVersion": 2, "manifests": [entry]})
-    (image,) = await read_in(world, pack(found), platform="linux/arm64")
+    (image,) = await read_in(world, pack(found), platforms=["linux/arm64"])
     assert image.id == arm.id
-    (image,) = await read_in(world, pack(found), platform="linux/amd64")
+    (image,) = await read_in(world, pack(found), platforms=["linux/amd64"])
     assert image.id == ONE.id
     with pytest.raises(NotFound, match="no image for linux/s390x in the archive"):
-        await read_in(world, pack(found), platform="linux/s390x")
+        await read_in(world, pack(found), platforms=["linux/s390x"])
 
 
 async def test_of_an_index_whose_other_platforms_were_left_out_the_one_that_is_there_is_loaded(world: World):
@@ -363,7 +363,7 @@ async def test_a_bad_archive_is_refused_by_name_and_cause_and_leaves_nothing(wor
     data, kind, words = HOSTILE[case]
     with pytest.raises(WherryError) as caught:
         await read_in(world, data)
-    assert type(caught.value) is kind
+    assert isinstance(caught.value, kind)
     assert words in caught.value.message
     assert world.held() == NOTHING
 
