@@ -34,7 +34,7 @@ class Server:
     def __init__(self, root: Path, argv: Sequence[str], listens: str) -> None:
         self.root = root
         self.port = 0
-        self._argv = argv  # {port} in it is replaced
+        self._words = argv  # {port} in them is replaced
         self._listens = re.compile(listens)
         self._log = root / "log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -48,6 +48,10 @@ class Server:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def argv(self) -> list[str]:
+        return [word.format(port=self.port) for word in self._words]
+
     def client(self) -> Client:
         return Client("127.0.0.1", self.port)
 
@@ -59,7 +63,7 @@ class Server:
         seen = self._log.stat().st_size if self._log.exists() else 0
         with self._log.open("ab") as out:
             self._process = subprocess.Popen(
-                [word.format(port=self.port) for word in self._argv],
+                self.argv,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
