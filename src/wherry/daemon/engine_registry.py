@@ -101,11 +101,7 @@ class EngineStore:
     # --- listing ------------------------------------------------------------------------------------------------------
 
     async def repositories(self, *, after: str, limit: int) -> list[str]:
-        own = {
-            reference.path
-            for target in self._deps.store.targets()
-            if (reference := parse(target.name)).domain == self._domain
-        }
+        own = {reference.path for reference, _ in self._all_own()}
         return page(sorted(own | {name for name, _ in self._rest.catalog}), after, limit)
 
     async def tags(self, repository: str, *, after: str, limit: int) -> list[str]:
@@ -130,6 +126,23 @@ class EngineStore:
         image = self._deps.store.find(target.default)
         assert image is not None  # targets name images that are there
         return image
+
+    async def usage(self, repository: str) -> int:
+        blobs: set[Digest] = set()
+        for _, target in self._targets(repository, own=True) if repository else self._all_own():
+            blobs |= target.blobs
+            for image in filter(None, map(self._deps.store.find, target.images)):
+                blobs |= image.blobs
+
+        def measure() -> int:
+            return sum(self._deps.content.size(digest) for digest in blobs if self._deps.content.has(digest))
+
+        return await settle(measure) + await self._rest.usage(repository)
+
+    def _all_own(self) -> Iterator[tuple[Reference, Target]]:
+        for target in self._deps.store.targets():
+            if (reference := parse(target.name)).domain == self._domain:
+                yield reference, target
 
     async def described(self, repository: str, digest: Digest) -> Named:
         return read(await self.manifest(repository, digest))[0]

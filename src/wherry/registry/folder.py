@@ -11,10 +11,9 @@ The engine keeps its own registry in the same way, with its content store and it
 
 import hashlib
 import os
-import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
@@ -105,6 +104,10 @@ class FolderStore:
 
         await finish(both())
 
+    def now(self) -> int:
+        """ns since the epoch, by the store's clock."""
+        return self._clock()
+
     async def close(self) -> None:
         """Let go of uploads; they go on after the next start."""
         self.closing = True
@@ -152,24 +155,24 @@ class FolderStore:
         """Make a blob that is in the content store visible in `repository`."""
         await self.write(catalog.put_blob(repository, digest, size=size, pushed=self._clock()))
 
-    async def expire_blobs(self, grace: float) -> int:
-        """Let go of blobs no manifest of their repository came to need within `grace` seconds; how many."""
-        limit = self._clock() - int(grace * 1e9)
-        gone = 0
-        for name in self.catalog.page("", sys.maxsize):
-            async with self.guard.shared(), self._locks(name):
-                repository = self.catalog.find(name)
-                if repository is None:
-                    continue
-                needed = {digest for named in repository.manifests.values() for digest in named.blobs}
-                idle = [d for d, blob in repository.blobs.items() if d not in needed and blob.pushed < limit]
-                if idle:
-                    await self.write(*(catalog.drop_blob(name, digest) for digest in idle))
-                gone += len(idle)
-        return gone
+    @asynccontextmanager
+    async def editing(self, repository: str) -> AsyncIterator[None]:
+        """While rows of `repository` are looked at and changed: nobody else does, and no sweep comes between."""
+        async with self.guard.shared(), self._locks(repository):
+            yield
+
+    async def usage(self, repository: str) -> int:
+        """Bytes of the blobs visible in `repository`; "": of the whole registry, each counted once."""
+        if repository:
+            found = self.catalog.find(repository)
+            return sum(blob.size for blob in found.blobs.values()) if found else 0
+        sizes: dict[Digest, int] = {}
+        for _, each in self.catalog:
+            sizes.update((digest, blob.size) for digest, blob in each.blobs.items())
+        return sum(sizes.values())
 
     async def delete_blob(self, repository: str, digest: Digest) -> None:
-        async with self.guard.shared(), self._locks(repository):
+        async with self.editing(repository):
             self.catalog.blob(repository, digest)
             for named in self.catalog.get(repository).manifests.values():
                 if digest in named.blobs:
@@ -251,7 +254,7 @@ class FolderStore:
         """`complete`: the caller knows that all it needs is here."""
         named, document = read(raw)
         named = replace(named, pushed=self._clock())
-        async with self.guard.shared(), self._locks(repository):
+        async with self.editing(repository):
             if not complete:
                 self._check_complete(repository, named, document)
             await settle(self.content.write, raw.data)
@@ -277,7 +280,7 @@ class FolderStore:
                 )
 
     async def delete_manifest(self, repository: str, digest: Digest) -> None:
-        async with self.guard.shared(), self._locks(repository):
+        async with self.editing(repository):
             self.catalog.manifest(repository, digest)
             tags = [tag.name for tag in self.catalog.get(repository).tags.values() if tag.digest == digest]
             await self.write(
@@ -285,7 +288,7 @@ class FolderStore:
             )
 
     async def delete_tag(self, repository: str, tag: str) -> None:
-        async with self.guard.shared(), self._locks(repository):
+        async with self.editing(repository):
             self.catalog.tag(repository, tag)
             await self.write(catalog.drop_tag(repository, tag))
 

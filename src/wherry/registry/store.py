@@ -75,6 +75,9 @@ class RegistryStore(Protocol):
     async def tag_list(self, repository: str) -> list[Tag]:
         """All tags with what they name, in order. NAME_UNKNOWN."""
 
+    async def usage(self, repository: str) -> int:
+        """Bytes of the blobs visible in `repository`; "": of the whole registry, each counted once."""
+
     async def described(self, repository: str, digest: Digest) -> Named:
         """What is known of a manifest without reading it. MANIFEST_UNKNOWN."""
 

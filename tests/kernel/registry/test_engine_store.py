@@ -12,6 +12,7 @@ from wherry.images.garbage import collect_all
 from wherry.images.upkeep.remove import ContainerUse
 from wherry.images.upkeep.tag import tag
 from wherry.reference import parse
+from wherry.registry.collect import forget
 from wherry.spec import image as spec
 
 ONE = make([{"a": b"1"}, {"b": b"2"}])
@@ -143,7 +144,7 @@ async def test_a_blob_no_manifest_names_yet_is_no_garbage(hosted: Hosted):
     assert await hosted.push.blob("x", data) == 201
     await collect_all(hosted.world.deps)
     assert await hosted.push.get(f"x/blobs/{digest(data)}") == (200, data)
-    await hosted.rest.expire_blobs(grace=-1)
+    await forget(hosted.rest, grace=-1)
     await collect_all(hosted.world.deps)
     assert hosted.world.held() == NOTHING
 

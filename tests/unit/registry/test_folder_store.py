@@ -10,6 +10,7 @@ from harness.descriptors import descriptors
 from registrykit.behaviour import DATA, NOTE, ONE, RegistryStoreBehaviour, push, push_document, read, refused, upload
 from wherry.digest import Digest, of
 from wherry.errors import Corrupt, Failed
+from wherry.registry.collect import forget
 from wherry.registry.errors import Code
 from wherry.registry.folder import OPEN_UPLOADS, UPLOAD_LIFE, FolderStore, open_folder
 from wherry.spec.image import Raw
@@ -89,9 +90,9 @@ async def test_a_blob_that_came_back_while_it_was_to_be_swept_stays(keeper: Fold
 async def test_blobs_that_nothing_came_to_need_expire(keeper: FolderKeeper):
     await push(keeper.store, "a", ONE, tag="t")
     await upload(keeper.store, "a", DATA)
-    assert await keeper.store.expire_blobs(grace=3600) == 0
+    assert (await forget(keeper.store, grace=3600)).blobs == 0
     keeper.now += 7200 * 10**9
-    assert await keeper.store.expire_blobs(grace=3600) == 1
+    assert (await forget(keeper.store, grace=3600)).blobs == 1
     with refused(Code.BLOB_UNKNOWN):
         await keeper.store.blob_size("a", of(DATA))
     assert await read(keeper.store, "a", Digest(next(iter(ONE.blobs)))) in ONE.blobs.values()
