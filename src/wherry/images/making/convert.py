@@ -223,11 +223,10 @@ class Recompression:
         if have is self._kind:
             return {**said, "mediaType": media_type}
         bar = Bar(self._progress, short(Digest(diff_id)))
-        bar.say("Waiting")
         async with self._deps.locks(("convert", layer.digest, self._kind)), self._deps.extractions:
             digest, size = await self._recompress(layer, diff_id, bar)
         await keep(self._deps, self._lease, digest)
-        bar.say("Converted")
+        bar.show("Converting", layer.size, layer.size)
         return {"mediaType": media_type, "digest": digest, "size": size}
 
     async def _recompress(self, layer: Descriptor, diff_id: DiffID, bar: Bar) -> tuple[Digest, int]:

@@ -6,7 +6,7 @@ which nobody wants to send three times as large; they are gzipped, always to the
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from wherry.aio import settle
 from wherry.digest import Digest
@@ -15,7 +15,7 @@ from wherry.images.deps import Deps
 from wherry.images.layers import short
 from wherry.images.leases import Lease
 from wherry.images.making.convert import Recompression, compression_of
-from wherry.images.progress import Progress
+from wherry.images.progress import Bar, Progress
 from wherry.images.record import Image, Target
 from wherry.reference import Reference
 from wherry.spec.image import (
@@ -80,18 +80,34 @@ class Wish:
     compression: Compression | None = None  # None: as it is
 
 
+@dataclass(slots=True)
+class Screen:
+    """What a client sees of one tag: a line for each layer."""
+
+    tell: Progress
+    _prepared: set[str] = field(default_factory=set)
+
+    def prepare(self, name: str) -> Bar:
+        """The line of layer `name`, which begins as in Docker."""
+        bar = Bar(self.tell, name)
+        if name not in self._prepared:
+            self._prepared.add(name)
+            bar.say("Preparing")
+        return bar
+
+
 class Planner:
     """For one tag; `images` are those of its target, and the lease protects all that they and it need."""
 
     def __init__(
-        self, deps: Deps, lease: Lease, target: Target, images: Sequence[Image], wish: Wish, progress: Progress
+        self, deps: Deps, lease: Lease, target: Target, images: Sequence[Image], wish: Wish, screen: Screen
     ) -> None:
         self._deps = deps
         self._lease = lease
         self._target = target
         self._images = images
         self._wish = wish
-        self._progress = progress
+        self._screen = screen
 
     async def plan(self) -> Document:
         """Raises NotFound when there is no image of the platform, or it is damaged."""
@@ -141,8 +157,7 @@ class Planner:
         return found if found.manifest and all(here) else None
 
     async def _converted(self, top: Descriptor) -> Document:
-        work = await self._recompression()
-        raw = await work.index(top)
+        raw = await (work := await self._recompression(self._images)).index(top)
         index = decode_manifest(raw.data, raw.media_type)
         assert isinstance(index, Index)
         known = {made.digest: image for image, made in work.made}
@@ -168,14 +183,17 @@ class Planner:
         if kind is None and _made_of_plain_tars(raw, image):
             kind = Compression.GZIP
         if kind is not None:
-            raw = await (await self._recompression(kind)).manifest(image, descriptor)
+            raw = await (await self._recompression([image], kind)).manifest(image, descriptor)
         return await self._document(raw, image)
 
-    async def _recompression(self, kind: Compression | None = None) -> Recompression:
+    async def _recompression(self, images: Sequence[Image], kind: Compression | None = None) -> Recompression:
         wanted = kind or self._wish.compression
         assert wanted is not None
-        work = Recompression(self._deps, self._lease, wanted, "", self._progress)
-        await work.hold(self._images)
+        for image in images:
+            for diff_id in reversed(image.diff_ids):
+                self._screen.prepare(short(Digest(diff_id)))
+        work = Recompression(self._deps, self._lease, wanted, "", self._screen.tell)
+        await work.hold(images)
         return work
 
     async def _document(self, raw: Raw, image: Image | None) -> Document:

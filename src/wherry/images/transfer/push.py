@@ -24,7 +24,7 @@ from wherry.images.leases import Lease
 from wherry.images.making.convert import parse_compression, seen_through
 from wherry.images.progress import Bar, Progress
 from wherry.images.record import Image, Target
-from wherry.images.transfer.plan import Document, Planner, Wish, is_foreign
+from wherry.images.transfer.plan import Document, Planner, Screen, Wish, is_foreign
 from wherry.reference import Reference, parse
 from wherry.spec.distribution import ANONYMOUS, Auth
 from wherry.spec.image import Descriptor, Platform, parse_platform
@@ -115,7 +115,8 @@ async def _push_tag(errand: Errand, wish: Wish) -> None:
     deps, reference, progress = errand.deps, wish.reference, errand.progress
     async with leased(deps, f"push {reference}") as lease:
         target, images = await _hold(deps, lease, reference)
-        planner = Planner(deps, lease, target, images, wish, progress)
+        screen = Screen(progress)
+        planner = Planner(deps, lease, target, images, wish, screen)
         document = await planner.plan()
         note: dict[str, object] | None = None
         if document.missing and not await _are_there(errand, document.missing):
@@ -125,7 +126,7 @@ async def _push_tag(errand: Errand, wish: Wish) -> None:
                 "originalIndex": target.descriptor,
                 "selectedManifest": document.raw.descriptor,
             }
-        await _send(errand, document, reference)
+        await _send(errand, document, reference, screen)
         await _record(deps, document, reference)
     raw = document.raw
     progress({"status": f"{reference.tag}: digest: {raw.digest} size: {len(raw.data)}"})
@@ -177,12 +178,12 @@ async def _record(deps: Deps, document: Document, reference: Reference) -> None:
 # --- sending ----------------------------------------------------------------------------------------------------------
 
 
-async def _send(errand: Errand, document: Document, reference: Reference) -> None:
+async def _send(errand: Errand, document: Document, reference: Reference, screen: Screen) -> None:
     """Blobs, then manifests from the leaves up; the last one under the tag."""
     work = _Sending(errand, known_places(errand.deps, errand.repository), reference)
     try:
         async with asyncio.TaskGroup() as group:
-            work.start(group, document)
+            work.start(group, document, screen)
     except BaseExceptionGroup as errors:
         raise _first(errors) from errors
     for each in document.walk():
@@ -216,7 +217,7 @@ class _Sending:
         self._reference = reference
         self._foreign = errand.deps.registry.takes_foreign(reference.domain)
 
-    def start(self, group: asyncio.TaskGroup, document: Document) -> None:
+    def start(self, group: asyncio.TaskGroup, document: Document, screen: Screen) -> None:
         """Begin with all blobs; each is sent once, however many manifests name it."""
         blobs: dict[Digest, tuple[Descriptor, Bar | None]] = {}
         for each in document.walk():
@@ -224,14 +225,11 @@ class _Sending:
             for blob in reversed(each.blobs):  # the top first, as Docker shows them
                 if blob.digest in blobs:
                     continue
-                bar = Bar(self._errand.progress, names[blob.digest]) if blob.digest in names else None
-                if is_foreign(blob) and not self._foreign:
-                    if bar is not None:
-                        bar.say("Skipped foreign layer")
-                    continue
-                if bar is not None:
-                    bar.say("Preparing")
-                blobs[blob.digest] = blob, bar
+                bar = screen.prepare(names[blob.digest]) if blob.digest in names else None
+                if not is_foreign(blob) or self._foreign:
+                    blobs[blob.digest] = blob, bar
+                elif bar is not None:
+                    bar.say("Skipped foreign layer")
         for blob, bar in blobs.values():
             group.create_task(self._blob(blob, bar))
 
