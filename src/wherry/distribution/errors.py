@@ -48,6 +48,8 @@ class Refused(Failed):
 class Unreachable(Failed):
     """There was no answer, or it broke off."""
 
+    broken = False  # there was a connection, and it ended too early: the next one may not
+
 
 class BadRange(Unreachable):
     """A part was asked for, and another one sent."""
@@ -83,8 +85,13 @@ def _parse(body: bytes) -> tuple[Sequence[RegistryError], str]:
     return document.errors, document.details
 
 
+_BROKEN = (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, aiohttp.ClientPayloadError, ConnectionError)
+
+
 def unreachable(method: str, url: str, exc: BaseException) -> Unreachable:
-    return Unreachable(f'{method.capitalize()} "{url}": {_reason(exc)}')
+    found = Unreachable(f'{method.capitalize()} "{url}": {_reason(exc)}')
+    found.broken = isinstance(exc, _BROKEN) and not isinstance(exc, aiohttp.ClientConnectorError)
+    return found
 
 
 def _reason(exc: BaseException) -> str:

@@ -6,8 +6,10 @@ https endpoint that answered is never followed by http: credentials and images s
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
 import aiohttp
@@ -19,7 +21,24 @@ from wherry.errors import Failed, WherryError
 from wherry.reference import Reference
 from wherry.spec.distribution import ANONYMOUS, Auth
 
+PAUSES = (0.3, 1.0)  # seconds, give or take a half, before a short question is asked again
+
+T = TypeVar("T")
+
 log = logging.getLogger(__name__)
+
+
+async def insist(ask: Callable[[], Awaitable[T]]) -> T:
+    """What `ask` answers; it is asked again when the connection breaks off. For questions that may be repeated."""
+    for pause in PAUSES:
+        try:
+            return await ask()
+        except Unreachable as exc:
+            if not exc.broken:
+                raise
+            log.debug("asking again: %s", exc.message)
+        await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+    return await ask()
 
 
 class Repository:
@@ -68,7 +87,7 @@ class Repository:
             endpoint = self._waiting.pop(0)
             connection = await self._undo.enter_async_context(connect(self._config, endpoint, self._auth))
             try:
-                await connection.ping()
+                await insist(connection.ping)
             except (Unreachable, Refused) as exc:
                 log.debug("registry endpoint %s is passed over: %s", endpoint.base, exc)
                 cause = exc

@@ -3,6 +3,7 @@
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from typing import TypeVar
 from urllib.parse import parse_qs, urlsplit
 
@@ -13,7 +14,7 @@ from wherry.digest import Digest, is_digest, of
 from wherry.distribution.config import RegistryConfig
 from wherry.distribution.endpoint import Connection, read_limited
 from wherry.distribution.errors import BadRange, mismatch
-from wherry.distribution.repository import Repository, open_repository
+from wherry.distribution.repository import Repository, insist, open_repository
 from wherry.errors import Failed, WherryError
 from wherry.reference import Reference
 from wherry.spec.distribution import Auth, TagList
@@ -40,7 +41,7 @@ class Source:
         while True:
             here = self._repository.connection
             try:
-                return await ask(here)
+                return await insist(partial(ask, here))
             except WherryError as exc:
                 await self._repository.leave(here, exc)
 

@@ -257,6 +257,26 @@ async def test_an_identity_token_is_exchanged(registry):
     assert (await manifest(registry, "private/x:1", Auth(identitytoken="identity"))).data
 
 
+@pytest.mark.parametrize("times", [1, 2])
+async def test_a_short_question_is_asked_again_when_the_connection_breaks(registry, times):
+    data = b'{"os":"linux"}'
+    registry.blobs[digest(data)] = data
+    registry.cuts[digest(data)] = [3] * times
+    async with open_source(RegistryConfig(), named(registry), ANONYMOUS) as source:
+        assert await source.document(Descriptor(digest=digest(data), size=len(data))) == data  # type: ignore[arg-type]
+    assert len(registry.asked("/blobs/")) == times + 1
+
+
+async def test_a_short_question_is_not_asked_for_ever(registry):
+    data = b'{"os":"linux"}'
+    registry.blobs[digest(data)] = data
+    registry.cuts[digest(data)] = [3] * 100
+    async with open_source(RegistryConfig(), named(registry), ANONYMOUS) as source:
+        with pytest.raises(Unreachable, match="unexpected EOF"):
+            await source.document(Descriptor(digest=digest(data), size=len(data)))  # type: ignore[arg-type]
+    assert len(registry.asked("/blobs/")) == 3
+
+
 # --- endpoints --------------------------------------------------------------------------------------------------------
 
 
