@@ -26,6 +26,7 @@ from wherry import digest
 from wherry.digest import Digest
 from wherry.errors import Conflict, Corrupt, Failed, InvalidParameter, NotFound
 from wherry.kernel.files import fsync_directory
+from wherry.storage.refusal import refused
 
 PARTIAL_LIFE = 24 * 3600  # seconds a broken-off download is kept
 _CHUNK = 1 << 20  # bytes read at once
@@ -59,7 +60,10 @@ class ContentStore:
         self._ingest = root / "ingest"
         self._trace = trace
         for directory in (self._blobs, self._ingest):
-            directory.mkdir(parents=True, exist_ok=True)
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+            except OSError as exc:
+                raise refused("cannot keep images", exc, directory) from exc
 
     def path(self, blob: Digest) -> Path:
         """Where `blob` is or would be."""
@@ -98,17 +102,21 @@ class ContentStore:
         """Store a small blob; nothing happens when it is there already."""
         name = digest.of(data)
         if not self.has(name):
-            ingest = self.ingest(f"write-{os.urandom(16).hex()}")
-            try:
+            with self.ingest_new(f"blob {name}") as ingest:
                 ingest.write(data)
                 ingest.commit(name, len(data))
-            finally:
-                ingest.abort()
         return name
 
     def ingest(self, ref: str) -> "Ingest":
         """Begin, or take up again, the writing of a blob under the caller's name for it. Conflict when it is held."""
         return Ingest(self._ingest / _file_name(ref), self._blobs, ref, self._trace)
+
+    def ingest_new(self, what: str) -> "Ingest":
+        """Begin a blob that nobody will go on with: leaving its `with` drops what was not committed.
+
+        `what` is for messages: "layer 2 of the archive".
+        """
+        return Ingest(self._ingest / os.urandom(16).hex(), self._blobs, what, self._trace, once=True)
 
     def ingest_at(self, path: Path, ref: str) -> "Ingest":
         """Likewise with a file of the caller's, on the same file system: `recover` does not know of it."""
@@ -128,6 +136,40 @@ class ContentStore:
             for entry in entries:
                 if digest.is_digest(name := f"sha256:{entry.name}"):
                     yield Digest(name)
+
+    def examine(self, blob: Digest, *, size: int | None = None, quick: bool = False) -> str:
+        """What is wrong with the blob on disk: "" for nothing, "missing", "truncated" or "altered".
+
+        `size`: what it should be, if that is known. Its content is read only unless `quick`. Failed when it cannot be.
+        """
+        path = self.path(blob)
+        try:
+            with open(path, "rb", buffering=0) as file:
+                found = os.fstat(file.fileno()).st_size
+                if size is not None and found != size:
+                    return "truncated" if found < size else "altered"
+                if quick or hashlib.file_digest(file, "sha256").hexdigest() == digest.hex_part(blob):
+                    return ""
+                return "altered"
+        except (FileNotFoundError, IsADirectoryError):
+            return "missing"
+        except OSError as exc:
+            raise refused(f"cannot read blob {blob}", exc, path) from exc
+
+    def unfinished(self) -> list[Path]:
+        """Files of blobs being written, but for downloads that can be gone on with; some may have lost their writer."""
+        return [path for path in self._ingest.iterdir() if not path.name.startswith(_PARTIAL)]
+
+    @staticmethod
+    def is_left(path: Path) -> bool:
+        """An `unfinished` file, seen a while ago, is still there and nobody holds it.
+
+        Not to be asked at once: a writer that begins just now would be told that another one holds it.
+        """
+        with contextlib.suppress(FileNotFoundError, BlockingIOError), open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        return False
 
     def recover(self) -> None:
         """At start-up, before any writer: drop what was being written, but for downloads that can go on."""
@@ -155,11 +197,11 @@ def _drop_idle(path: Path, *, age: float) -> int:
 
 
 class Ingest:
-    """A blob being written. As a context manager it keeps its bytes on failure, for a later `ingest` of the ref."""
+    """A blob being written. Leaving its `with` keeps its bytes for a later `ingest` of the ref, but of `ingest_new`."""
 
-    def __init__(self, path: Path, blobs: Path, ref: str, trace: Trace) -> None:
+    def __init__(self, path: Path, blobs: Path, ref: str, trace: Trace, *, once: bool = False) -> None:
         self.ref = ref
-        self._path, self._blobs, self._trace = path, blobs, trace
+        self._path, self._blobs, self._trace, self._once = path, blobs, trace, once
         self._ended = False  # nothing of it is left to be dropped
         self._file = self._open()
         self._hash = hashlib.sha256()
@@ -168,13 +210,26 @@ class Ingest:
             while data := self._file.read(_CHUNK):
                 self._hash.update(data)
                 self.offset += len(data)
-        except BaseException:
+        except BaseException as exc:
             self._file.close()
+            if isinstance(exc, OSError):
+                raise self._refused(exc) from exc
             raise
+
+    @property
+    def path(self) -> Path:
+        """Where its bytes are until it is committed; others may read them there."""
+        return self._path
+
+    def _refused(self, exc: OSError) -> Failed:
+        return refused(f"cannot store {self.ref}", exc, self._path.parent)
 
     def _open(self) -> BinaryIO:
         while True:
-            file = open(self._path, "a+b", buffering=0)  # noqa: SIM115 - the ingest holds it
+            try:
+                file = open(self._path, "a+b", buffering=0)  # noqa: SIM115 - the ingest holds it
+            except OSError as exc:
+                raise self._refused(exc) from exc
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.lseek(file.fileno(), 0, os.SEEK_SET)
@@ -195,6 +250,8 @@ class Ingest:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        if self._once:
+            self.abort()
         self.close()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -205,7 +262,7 @@ class Ingest:
             while done < len(view):
                 done += self._file.write(view[done:]) or 0
         except OSError as exc:
-            raise Failed(f"cannot store {self.ref}: {exc.strerror}") from exc
+            raise self._refused(exc) from exc
         finally:
             self._hash.update(view[:done])
             self.offset += done
@@ -241,7 +298,7 @@ class Ingest:
             self._trace("fsync directory")
             fsync_directory(self._blobs)
         except OSError as exc:
-            raise Failed(f"cannot store {self.ref}: {exc.strerror}") from exc
+            raise self._refused(exc) from exc
         finally:
             self.close()
         self._ended = True

@@ -132,7 +132,7 @@ class Spool:
                 raise Corrupt(f"{name} of the image archive: wrong digest: expected {expected}, got {found}")
             return File(found, len(data), detect(data[:HEAD]), data)
         head = b""
-        ingest = self._content.ingest(f"{name} of image archive {id(self)}")
+        ingest = self._content.ingest_new(f"{name} of the image archive")
         try:
             for piece in reader.stored() if entry.sparse is None else self._bounded(map(bytes, reader.data())):
                 if len(head) < HEAD:

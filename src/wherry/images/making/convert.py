@@ -7,7 +7,6 @@ made before, or that came with the image, is found again among the image's: noth
 import asyncio
 import hashlib
 import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -249,7 +248,7 @@ class Recompression:
     ) -> tuple[Digest, int]:
         content = self._deps.content
         consumed = 0
-        with content.open(layer.digest) as file, content.ingest(f"layer converted here, {time.monotonic_ns()}") as out:
+        with content.open(layer.digest) as file, content.ingest_new(f"layer {layer.digest} converted") as out:
 
             def read(size: int) -> bytes:
                 nonlocal consumed

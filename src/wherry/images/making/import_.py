@@ -89,7 +89,7 @@ def _receive(content: ContentStore, lease: Lease, stream: BinaryIO) -> Descripto
     if not head:
         raise InvalidParameter("nothing to import: the archive is empty")
     kind = detect(head)
-    ingest = content.ingest(f"import {id(stream)}")
+    ingest = content.ingest_new("the archive to import")
     try:
         if kind in _TYPES:
             _copy(head, stream, ingest)

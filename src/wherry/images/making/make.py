@@ -55,7 +55,7 @@ async def add_layer(deps: Deps, lease: Lease, write: Callable[[Out], object], *,
 
 def _pack(content: ContentStore, lease: Lease, write: Callable[[Out], object]) -> Descriptor:
     packer = compressor(Compression.GZIP)
-    ingest = content.ingest(f"layer made here, {time.monotonic_ns()}")
+    ingest = content.ingest_new("the new layer")
     try:
         write(lambda data: ingest.write(packer.compress(data)))
         ingest.write(packer.flush())
