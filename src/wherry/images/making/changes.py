@@ -1,55 +1,70 @@
 """`--change`: a few Dockerfile instructions laid over an image's config, for commit and import. Pure.
 
-Docker's grammar of each instruction, one per text; no variables are expanded. Words of errors are Docker's.
+Docker's grammar of each instruction; variables are those of the config's environment. Words of errors are Docker's.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import msgspec
 
 from wherry.errors import InvalidParameter
+from wherry.images.making.words import expand, quoted, split
 from wherry.spec.engine import ContainerConfig, HealthConfig, words
 
-ALLOWED = (
-    "CMD",
-    "ENTRYPOINT",
-    "ENV",
-    "EXPOSE",
-    "HEALTHCHECK",
-    "LABEL",
-    "ONBUILD",
-    "STOPSIGNAL",
-    "USER",
-    "VOLUME",
-    "WORKDIR",
-)
 DEFAULT_SHELL = ["/bin/sh", "-c"]
-MAX_PORTS = 65535
+MAX_PORT = 65535
 
-_PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?(?:/(tcp|udp|sctp))?\Z", re.IGNORECASE | re.ASCII)
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)", re.ASCII)
+_PORT = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?\Z", re.ASCII)
+_DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)(ns|us|µs|ms|s|m|h)", re.ASCII)
 _UNITS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "m": 60 * 10**9, "h": 3600 * 10**9}
 _MILLISECOND = 10**6
+_CONTINUED = re.compile(r"\\[ \t]*\Z")
+_FLAG = re.compile(r"(--\S*)(?:\s+|\Z)")
+_REAL_TIME = re.compile(r"RT(?:MIN(?:\+(\d{1,2}))?|MAX(?:-(\d{1,2}))?)\Z", re.ASCII)
 
 
 def apply(config: ContainerConfig, changes: Sequence[str]) -> ContainerConfig:
     """`config` with all `changes`, in order. Raises InvalidParameter naming the instruction."""
-    for change in changes:
-        for line in _lines(change):
-            name, _, rest = line.partition(" ")
-            instruction = name.upper()
-            if instruction not in ALLOWED:
-                raise InvalidParameter(f"{name[:100].lower()} is not a valid change command")
-            config = _APPLY[instruction](config, rest.strip())
+    if not changes:
+        return config
+    instructions = [_parse(line) for line in _lines("\n".join(changes))]
+    if not instructions:
+        raise InvalidParameter("file with no instructions")
+    names = [name for name, _ in instructions]
+    for at, (name, rest) in enumerate(instructions):
+        if name == "ENTRYPOINT" and "CMD" not in names[:at]:
+            config = msgspec.structs.replace(config, cmd=None)  # the command that was there was for another one
+        config = _APPLY[name](config, rest)
     return config
 
 
-def _lines(text: str) -> list[str]:
-    """Instructions of one change: backslash-newline continues, comments and empty lines are skipped."""
-    joined = re.sub(r"\\[ \t]*\n", "", text)
-    lines = (line.strip().replace("\t", " ", 1) for line in joined.splitlines())
-    return [line for line in lines if line and not line.startswith("#")]
+def _lines(text: str) -> Iterator[str]:
+    """Instructions: backslash-newline continues, comments and empty lines are skipped, also between the two."""
+    held = ""
+    for line in text.split("\n"):
+        if line.lstrip().startswith("#") or not line.strip():
+            continue
+        held += line.rstrip("\r") if held else line.strip()
+        if (match := _CONTINUED.search(held)) is not None:
+            held = held[: match.start()]
+            continue
+        yield held
+        held = ""
+    if held.strip():
+        yield held
+
+
+def _parse(line: str) -> tuple[str, str]:
+    """Name and rest of one instruction."""
+    name, *rest = line.strip().split(None, 1)
+    if name.upper() not in _APPLY:
+        raise InvalidParameter(f"{name[:100].lower()} is not a valid change command")
+    text = rest[0].strip() if rest else ""
+    if name.upper() != "HEALTHCHECK" and (flag := _FLAG.match(text)) is not None and flag[1] != "--":
+        raise InvalidParameter(f"unknown flag: {flag[1].partition('=')[0][:100]}")
+    return name.upper(), text
 
 
 def _need(rest: str, name: str, what: str = "at least one argument") -> str:
@@ -58,14 +73,22 @@ def _need(rest: str, name: str, what: str = "at least one argument") -> str:
     return rest
 
 
+def _variables(config: ContainerConfig) -> dict[str, str]:
+    return dict(entry.partition("=")[::2] for entry in config.env or [])
+
+
 def _json_words(rest: str) -> list[str] | None:
     """The JSON form of a command, None when it is the shell form."""
     if not rest.startswith("["):
         return None
     try:
-        return msgspec.json.decode(rest, type=list[str])
+        found = msgspec.json.decode(rest, type=list[object])
     except (msgspec.MsgspecError, UnicodeError, RecursionError):
         return None
+    strings = [word for word in found if isinstance(word, str)]
+    if len(strings) != len(found):
+        raise InvalidParameter("when using JSON array syntax, arrays must be comprised of strings only")
+    return strings
 
 
 def _command(config: ContainerConfig, rest: str) -> list[str]:
@@ -73,7 +96,7 @@ def _command(config: ContainerConfig, rest: str) -> list[str]:
     if found is not None:
         return found
     shell = config.shell if isinstance(config.shell, list) and config.shell else DEFAULT_SHELL
-    return [*shell, rest] if rest else []
+    return [*shell, rest] if rest else [*shell]
 
 
 def _cmd(config: ContainerConfig, rest: str) -> ContainerConfig:
@@ -81,99 +104,125 @@ def _cmd(config: ContainerConfig, rest: str) -> ContainerConfig:
 
 
 def _entrypoint(config: ContainerConfig, rest: str) -> ContainerConfig:
-    """Setting it drops a command that came from elsewhere only in a build; a change leaves the command."""
-    return msgspec.structs.replace(config, entrypoint=_command(config, rest) or None)
+    found = _command(config, rest) if rest else []
+    return msgspec.structs.replace(config, entrypoint=found or None)
 
 
 def _env(config: ContainerConfig, rest: str) -> ContainerConfig:
     env = list(config.env or [])
-    for name, value in pairs(rest, "ENV"):
+    for name, value in _pairs(config, rest, "ENV"):
         env = [entry for entry in env if entry.partition("=")[0] != name]
         env.append(f"{name}={value}")
     return msgspec.structs.replace(config, env=env)
 
 
 def _label(config: ContainerConfig, rest: str) -> ContainerConfig:
-    return msgspec.structs.replace(config, labels={**(config.labels or {}), **dict(pairs(rest, "LABEL"))})
+    return msgspec.structs.replace(config, labels={**(config.labels or {}), **dict(_pairs(config, rest, "LABEL"))})
 
 
 def _expose(config: ContainerConfig, rest: str) -> ContainerConfig:
     ports = dict(config.exposed_ports or {})
+    variables = _variables(config)
     for word in _need(rest, "EXPOSE").split():
-        match = _PORT.match(word)
-        if match is None or not 0 < int(match[1]) <= int(match[2] or match[1]) <= MAX_PORTS:
-            raise InvalidParameter(f"invalid containerPort: {word[:100]}")
-        protocol = (match[3] or "tcp").lower()
-        ports |= {f"{port}/{protocol}": {} for port in range(int(match[1]), int(match[2] or match[1]) + 1)}
+        for spec in expand(word, variables).split():
+            ports |= {port: {} for port in _ports(spec)}
     return msgspec.structs.replace(config, exposed_ports=ports)
+
+
+def _ports(spec: str) -> list[str]:
+    """`80`, `8000-8010/udp`; what stands before it, as `-p` has it, is left out."""
+    container, slash, protocol = spec.rpartition(":")[2].partition("/")
+    protocol = protocol.lower() if slash else "tcp"
+    if protocol not in ("tcp", "udp", "sctp"):
+        raise InvalidParameter(f"invalid proto: {protocol[:100]}")
+    match = _PORT.match(container)
+    if match is None or not 0 < int(match[1]) <= int(match[2] or match[1]) <= MAX_PORT:
+        raise InvalidParameter(f"invalid containerPort: {container[:100]}")
+    return [f"{port}/{protocol}" for port in range(int(match[1]), int(match[2] or match[1]) + 1)]
 
 
 def _volume(config: ContainerConfig, rest: str) -> ContainerConfig:
     found = _json_words(rest)
     paths = _need(rest, "VOLUME").split() if found is None else found
-    if not all(path.strip() for path in paths):
+    if not paths:
+        raise InvalidParameter("VOLUME requires at least one argument")
+    variables = _variables(config)
+    paths = [expand(path, variables).strip() for path in paths]
+    if not all(paths):
         raise InvalidParameter("VOLUME specified can not be an empty string")
     return msgspec.structs.replace(config, volumes={**(config.volumes or {}), **{path: {} for path in paths}})
 
 
 def _user(config: ContainerConfig, rest: str) -> ContainerConfig:
-    return msgspec.structs.replace(config, user=_need(rest, "USER", "exactly one argument"))
+    return msgspec.structs.replace(config, user=expand(_need(rest, "USER", "exactly one argument"), _variables(config)))
 
 
 def _workdir(config: ContainerConfig, rest: str) -> ContainerConfig:
-    path = _need(rest, "WORKDIR", "exactly one argument")
+    path = expand(_need(rest, "WORKDIR", "exactly one argument"), _variables(config))
     if not path.startswith("/"):
-        path = f"{config.working_dir or '/'}/{path}"
+        path = _clean(f"{config.working_dir or '/'}/{path}")
+    return msgspec.structs.replace(config, working_dir=path)
+
+
+def _clean(path: str) -> str:
     parts: list[str] = []
     for part in path.split("/"):
         if part == "..":
             del parts[-1:]
         elif part and part != ".":
             parts.append(part)
-    return msgspec.structs.replace(config, working_dir="/" + "/".join(parts))
+    return "/" + "/".join(parts)
 
 
 def _on_build(config: ContainerConfig, rest: str) -> ContainerConfig:
     trigger = _need(rest, "ONBUILD").split()[0].upper()
-    if trigger in ("ONBUILD", "FROM", "MAINTAINER"):
-        chained = trigger == "ONBUILD"
-        raise InvalidParameter(
-            "Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed"
-            if chained
-            else f"{trigger} isn't allowed as an ONBUILD trigger"
-        )
+    if trigger == "ONBUILD":
+        raise InvalidParameter("Chaining ONBUILD via `ONBUILD ONBUILD` isn't allowed")
+    if trigger in ("FROM", "MAINTAINER"):
+        raise InvalidParameter(f"{trigger} isn't allowed as an ONBUILD trigger")
     return msgspec.structs.replace(config, on_build=[*(config.on_build or []), rest])
 
 
 def _stop_signal(config: ContainerConfig, rest: str) -> ContainerConfig:
-    return msgspec.structs.replace(config, stop_signal=_need(rest, "STOPSIGNAL", "exactly one argument"))
+    if len(rest.split()) != 1:
+        raise InvalidParameter("STOPSIGNAL requires exactly one argument")
+    found = expand(rest, _variables(config))
+    name = found.upper().removeprefix("SIG")
+    known = int(found) > 0 if found.isdecimal() and found.isascii() else f"SIG{name}" in signal.Signals.__members__
+    if not known and _REAL_TIME.match(name) is None:
+        raise InvalidParameter(f"invalid signal: {found[:100]}")
+    return msgspec.structs.replace(config, stop_signal=found)
 
 
 def _health_check(config: ContainerConfig, rest: str) -> ContainerConfig:
     options: dict[str, str] = {}
-    while (match := re.match(r"--([a-z-]+)=(\S+)\s*", rest)) is not None:
-        options[match[1]] = match[2]
+    while (match := _FLAG.match(rest)) is not None:
+        name, _, options[name] = match[1].removeprefix("--").partition("=")
         rest = rest[match.end() :]
-    kind, _, command = _need(rest, "HEALTHCHECK").partition(" ")
+    kind, *command = _need(rest, "HEALTHCHECK").split(None, 1)
+    text = command[0].strip() if command else ""
     if kind.upper() == "NONE":
-        if command.strip() or options:
+        if text or options:
             raise InvalidParameter("HEALTHCHECK NONE takes no arguments")
         return msgspec.structs.replace(config, healthcheck=HealthConfig(test=["NONE"]))
     if kind.upper() != "CMD":
-        raise InvalidParameter(f"Unknown type {kind[:100]!r} in HEALTHCHECK (try CMD)")
-    command = _need(command.strip(), "HEALTHCHECK CMD", "a command: missing command after HEALTHCHECK CMD")
-    listed = _json_words(command)
-    test = ["CMD", *listed] if listed is not None else ["CMD-SHELL", command]
+        raise InvalidParameter(f"Unknown type {quoted(kind)} in HEALTHCHECK (try CMD)")
+    listed = _json_words(text)
+    if not text or listed == []:
+        raise InvalidParameter("Missing command after HEALTHCHECK CMD")
+    test = ["CMD", *listed] if listed is not None else ["CMD-SHELL", text]
     return msgspec.structs.replace(config, healthcheck=_health_config(test, options))
 
 
 def _health_config(test: list[str], options: Mapping[str, str]) -> HealthConfig:
     known = {"interval", "timeout", "start-period", "start-interval", "retries"}
     for name in options.keys() - known:
-        raise InvalidParameter(f"unknown flag: --{name}")
-    retries = options.get("retries", "0")
-    if not retries.isdigit():
-        raise InvalidParameter(f"--retries must be a number of at least 0, not {retries!r}")
+        raise InvalidParameter(f"unknown flag: --{name[:100]}")
+    retries = options.get("retries", "") or "0"
+    if re.fullmatch(r"[+-]?\d{1,18}", retries, re.ASCII) is None:
+        raise InvalidParameter(f"strconv.ParseInt: parsing {quoted(retries)}: invalid syntax")
+    if int(retries) < 0:
+        raise InvalidParameter(f"--retries cannot be negative ({int(retries)})")
     return HealthConfig(
         test=test,
         interval=_duration(options, "interval"),
@@ -185,61 +234,36 @@ def _health_config(test: list[str], options: Mapping[str, str]) -> HealthConfig:
 
 
 def _duration(options: Mapping[str, str], name: str) -> int:
-    text = options.get(name, "0s")
-    if re.fullmatch(rf"(?:{_DURATION.pattern})+|0", text) is None:
-        raise InvalidParameter(f"invalid duration {text[:100]!r} of --{name}")
+    """Nanoseconds."""
+    text = options.get(name, "")
+    if not text:
+        return 0
+    if re.fullmatch(rf"[+-]?(?:(?:{_DURATION.pattern})+|0)", text) is None:
+        raise InvalidParameter(f"time: invalid duration {quoted(text)}")
     found = sum(int(float(number) * _UNITS[unit]) for number, unit in _DURATION.findall(text))
-    if 0 < found < _MILLISECOND:
-        raise InvalidParameter(f"Interval {name!r} cannot be less than 1ms")
+    if text.startswith("-") or 0 < found < _MILLISECOND:
+        raise InvalidParameter(f"Interval {quoted(name)} cannot be less than 1ms")
     return found
 
 
-def pairs(rest: str, name: str) -> list[tuple[str, str]]:
-    """`k=v k2="v 2"`, or the old `k v with spaces`."""
-    found = _split(_need(rest, name, "at least one argument"))
+def _pairs(config: ContainerConfig, rest: str, name: str) -> list[tuple[str, str]]:
+    """`k=v k2="v 2"`, or the old `k v with spaces`; variables as they were before this instruction."""
+    variables = _variables(config)
+    found = split(_need(rest, name))
     if "=" not in found[0]:
-        key, _, value = rest.partition(" ")
-        if not value.strip():
+        key, *value = rest.split(None, 1)
+        if not value:
             raise InvalidParameter(f"{name} must have two arguments")
-        return [(key, value.strip())]
+        return [(expand(key, variables), expand(value[0].strip(), variables))]
     result: list[tuple[str, str]] = []
     for word in found:
-        key, equals, value = word.partition("=")
+        key, equals, text = word.partition("=")
         if not equals:
-            raise InvalidParameter(f"Syntax error - can't find = in {word[:100]!r}. Must be of the form: name=value")
+            raise InvalidParameter(f"Syntax error - can't find = in {quoted(word)}. Must be of the form: name=value")
         if not key:
             raise InvalidParameter(f"{name} names can not be blank")
-        result.append((key, value))
+        result.append((expand(key, variables), expand(text, variables)))
     return result
-
-
-def _split(text: str) -> list[str]:
-    """Words, with quotes and backslashes taken away."""
-    out: list[str] = []
-    word: list[str] = []
-    quote, started = "", False
-    chars = iter(text)
-    for char in chars:
-        if char == "\\" and quote != "'":
-            word.append(next(chars, ""))
-            started = True
-        elif quote:
-            if char == quote:
-                quote = ""
-            else:
-                word.append(char)
-        elif char in "\"'":
-            quote, started = char, True
-        elif char.isspace():
-            if started:
-                out.append("".join(word))
-            word, started = [], False
-        else:
-            word.append(char)
-            started = True
-    if quote:
-        raise InvalidParameter(f"unexpected end of statement while looking for matching quote: {text[:100]}")
-    return [*out, "".join(word)] if started else out
 
 
 _APPLY: Mapping[str, Callable[[ContainerConfig, str], ContainerConfig]] = {
