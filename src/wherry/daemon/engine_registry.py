@@ -175,10 +175,13 @@ class EngineStore:
         except NotFound as exc:
             raise blob_unknown(repository, digest) from exc
 
-    async def mount_blob(self, repository: str, digest: Digest, source: str | None) -> bool:
+    async def holders(self, digest: Digest) -> list[str]:
+        return await self._rest.holders(digest)
+
+    async def mount_blob(self, repository: str, digest: Digest, source: str) -> bool:
         if self._holds(repository, digest):
             return True
-        if source is None or not self._holds(source, digest):
+        if not self._holds(source, digest):
             return await self._rest.mount_blob(repository, digest, source)
         with self._deps.leases.pin() as lease:
             await lease.protect(digests=[digest])

@@ -7,7 +7,7 @@ from aiohttp import web
 
 from wherry.digest import Digest, is_digest
 from wherry.registry.errors import Code, Problem
-from wherry.registry.hooks import Happening, Hooks
+from wherry.registry.hooks import Access, Happening, Hooks
 from wherry.registry.store import RegistryStore
 
 MAX_PAGE = 10_000  # names in one answer; more are to be asked for by `last`
@@ -33,6 +33,14 @@ class Call:
                 detail={"digest": text[:200]},
             )
         return Digest(text)
+
+    async def may(self, access: Access) -> bool:
+        """Whether who asks may do something else, too."""
+        try:
+            await self.hooks.authorise(self.request, [access])
+        except Problem:
+            return False
+        return True
 
     def query(self, name: str) -> str:
         return self.request.query.get(name, "")

@@ -52,6 +52,15 @@ class FolderUpload:
     async def write(self, data: bytes) -> None:
         await settle(self._ingest.write, data)
 
+    @property
+    def path(self) -> Path:
+        """Where its bytes are until it is committed."""
+        return self._ingest.path
+
+    async def restart(self) -> None:
+        """Throw away what was received."""
+        await settle(self._ingest.reset)
+
     async def commit(self, digest: Digest) -> int:
         size = self._ingest.offset
         async with self._store.guard.shared():  # the sweep does not come between the blob and its row
@@ -142,11 +151,13 @@ class FolderStore:
         except NotFound as exc:
             raise blob_unknown(repository, digest) from exc
 
-    async def mount_blob(self, repository: str, digest: Digest, source: str | None) -> bool:
+    async def holders(self, digest: Digest) -> list[str]:
+        return self.catalog.holders(digest)
+
+    async def mount_blob(self, repository: str, digest: Digest, source: str) -> bool:
         async with self.guard.shared():
-            holders = [source] if source else self.catalog.holders(digest)
-            found = next((each for name in holders if (each := self.catalog.find(name)) and digest in each.blobs), None)
-            if found is None:
+            found = self.catalog.find(source)
+            if found is None or digest not in found.blobs:
                 return False
             await self.link(repository, digest, found.blobs[digest].size)
             return True

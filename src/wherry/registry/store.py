@@ -89,8 +89,11 @@ class RegistryStore(Protocol):
     async def open_blob(self, repository: str, digest: Digest) -> BinaryIO:
         """To be read and closed by the caller. BLOB_UNKNOWN."""
 
-    async def mount_blob(self, repository: str, digest: Digest, source: str | None) -> bool:
-        """Make a blob of repository `source` (None: of any) visible in `repository`; False when it is not there."""
+    async def holders(self, digest: Digest) -> list[str]:
+        """Repositories that a blob can be mounted from; not all that there are, where that would be costly."""
+
+    async def mount_blob(self, repository: str, digest: Digest, source: str) -> bool:
+        """Make a blob of repository `source` visible in `repository`; False when it is not there."""
 
     async def delete_blob(self, repository: str, digest: Digest) -> None:
         """BLOB_UNKNOWN; UNSUPPORTED while a manifest of the repository needs it."""

@@ -7,8 +7,10 @@ from aiohttp import web
 from wherry.digest import Digest
 from wherry.registry.call import Call
 from wherry.registry.errors import Code, Problem
+from wherry.registry.hooks import Access
 from wherry.registry.store import Upload
 
+MAX_SOURCES = 16  # repositories tried when a mount names none
 CHUNK = 1 << 20  # bytes collected before they are hashed and written
 _CONTENT_RANGE = re.compile(r"(?:bytes )?(\d+)-(\d+)(?:/(?:\d+|\*))?\Z", re.ASCII)
 
@@ -17,7 +19,7 @@ async def start(call: Call) -> web.StreamResponse:
     await call.hooks.before_write(call.repository, 0)
     if mount := call.query("mount"):
         digest = call.digest(mount)
-        if await call.store.mount_blob(call.repository, digest, call.query("from") or None):
+        if await _mount(call, digest):
             call.happened("mount", digest=digest)
             return _created(call, digest)
     wanted = call.digest(call.query("digest")) if call.query("digest") else None
@@ -29,6 +31,16 @@ async def start(call: Call) -> web.StreamResponse:
         return _accepted(call, upload)
     finally:
         await upload.release()
+
+
+async def _mount(call: Call, digest: Digest) -> bool:
+    """From the repository that is named, else from any that the client may read."""
+    if source := call.query("from"):
+        return await call.store.mount_blob(call.repository, digest, source)
+    for source in (await call.store.holders(digest))[:MAX_SOURCES]:
+        if await call.may(Access(source, "pull")) and await call.store.mount_blob(call.repository, digest, source):
+            return True
+    return False
 
 
 async def status(call: Call) -> web.StreamResponse:

@@ -11,11 +11,10 @@ import pytest
 
 from harness.descriptors import descriptors
 from registrykit.documents import OCI_INDEX, OCI_MANIFEST, Made, altered, artifact, digest, image, index
+from registrykit.served import Served
 from wherry.digest import of
 from wherry.registry.errors import Code, Problem
 from wherry.registry.hooks import Access, Happening
-
-from conftest import Served  # isort: skip
 
 ONE = image("one")
 BIG = bytes(range(256)) * (12 << 12)  # 12 MiB: many times what a socket takes at once
@@ -147,6 +146,17 @@ async def test_an_upload_that_becomes_too_much_is_stopped_under_way(served: Serv
     status, answer = await served.ask("PATCH", path, data=body())
     assert (status, code(answer)) == (403, "DENIED")
     assert max(size for _, size in served.written) < len(BIG)
+
+
+async def test_a_mount_from_anywhere_is_from_what_the_client_may_read(served: Served):
+    await push_blob(served, "secret", b"data")
+    served.unreadable = {"secret"}
+    path = f"/v2/a/blobs/uploads/?mount={digest(b'data')}"
+    assert (await served.ask("POST", path))[0] == 202
+    assert (await served.ask("GET", f"/v2/a/blobs/{digest(b'data')}"))[0] == 404
+    await push_blob(served, "open", b"data")
+    assert (await served.ask("POST", path))[0] == 201
+    assert await served.ask("GET", f"/v2/a/blobs/{digest(b'data')}") == (200, b"data")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
