@@ -209,9 +209,13 @@ class EngineStore:
         for place in self._places(repository):
             if (target := self._deps.store.target(place.with_tag(tag))) is not None:
                 return target.descriptor.digest
+        self._check_known(repository, tag)
+        return await self._rest.resolve(repository, tag)
+
+    def _check_known(self, repository: str, tag: str) -> None:
+        """A repository of images only is one, although the other store knows nothing of it."""
         if self._rest.catalog.find(repository) is None and any(self._targets(repository)):
             raise manifest_unknown(repository, tag)
-        return await self._rest.resolve(repository, tag)
 
     async def manifest(self, repository: str, digest: Digest) -> Raw:
         if not self._is_document(repository, digest):
@@ -358,6 +362,7 @@ class EngineStore:
     async def delete_tag(self, repository: str, tag: str) -> None:
         target = self._deps.store.target(self._own(repository).with_tag(tag))
         if target is None:
+            self._check_known(repository, tag)
             await self._rest.delete_tag(repository, tag)
             return
         await self._deps.store.remove(target.default, names=[target.name], record=False)
