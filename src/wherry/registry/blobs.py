@@ -1,9 +1,11 @@
 """Blobs: reading (end-2), with ranges, and deleting (end-10)."""
 
 import re
+from typing import BinaryIO
 
 from aiohttp import web
 
+from wherry.digest import Digest
 from wherry.registry.call import API_VERSION, Call
 from wherry.registry.errors import Code, Problem, blob_unknown
 from wherry.registry.sending import send
@@ -16,23 +18,26 @@ async def head(call: Call) -> web.StreamResponse:
     try:
         size = await call.store.blob_size(call.repository, digest)
     except Problem:
-        if (answer := await call.hooks.missing_blob(call.request, call.repository, digest)) is None:
+        other = await call.hooks.missing_blob(call.request, call.repository, digest)
+        if other is None or isinstance(other, bool):
             raise
-        return answer
+        return other
     return web.Response(status=200, headers={**_headers(digest), "Content-Length": str(size)})
 
 
 async def get(call: Call) -> web.StreamResponse:
     digest = call.digest(call.name)
     try:
-        size = await call.store.blob_size(call.repository, digest)
-        file = await call.store.open_blob(call.repository, digest)
+        size, file = await _open(call, digest)
     except Problem as exc:
         if exc.code is not Code.BLOB_UNKNOWN:
             raise
-        if (other := await call.hooks.missing_blob(call.request, call.repository, digest)) is None:
+        other = await call.hooks.missing_blob(call.request, call.repository, digest)
+        if other is None:
             raise blob_unknown(call.repository, digest) from exc
-        return other
+        if not isinstance(other, bool):
+            return other
+        size, file = await _open(call, digest)
     with file:
         start, end = _range(call, size)
         answer = web.StreamResponse(status=200, headers=_headers(digest))
@@ -42,6 +47,11 @@ async def get(call: Call) -> web.StreamResponse:
         await send(answer, call.request, file, start, end, stall=call.stall)
     call.happened("pull", digest=digest, size=end - start)
     return answer
+
+
+async def _open(call: Call, digest: Digest) -> tuple[int, BinaryIO]:
+    size = await call.store.blob_size(call.repository, digest)
+    return size, await call.store.open_blob(call.repository, digest)
 
 
 def _headers(digest: str) -> dict[str, str]:

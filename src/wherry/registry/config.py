@@ -16,11 +16,29 @@ from typing import Any, NoReturn
 import msgspec
 
 from wherry.errors import InvalidParameter
+from wherry.registry import access, quota, retention, upstream
+from wherry.registry.access import AuthConfig
+from wherry.registry.collect import GRACE
+from wherry.registry.quota import QuotaConfig
+from wherry.registry.retention import RetentionRule
+from wherry.registry.upstream import UpstreamConfig
 
 DEFAULT_FILE = Path("/etc/wherry/registry.json")
 DEFAULT_ROOT = "/var/lib/wherry-registry"
 DEFAULT_LISTEN = "127.0.0.1:5000"
 LOG_LEVELS = ("debug", "info", "warn", "error")
+
+
+class TLSConfig(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    cert: str  # PEM, with intermediates; read again when it changes
+    key: str
+    client_ca: str = ""  # clients must have a certificate of it
+
+
+class GCConfig(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
+    interval: float = 24 * 3600.0  # seconds between collections
+    grace: float = GRACE  # seconds an upload has to become part of a manifest
+    delete_untagged: bool = False  # manifests that no tag leads to, too
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
@@ -30,6 +48,13 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_u
     root: str = DEFAULT_ROOT
     name: str = ""  # what references call it (`registry.example`, `localhost:5000`); default: where it listens
     log_level: str = "info"
+    tls: TLSConfig | None = None
+    auth: AuthConfig | None = None
+    read_only: bool = False
+    quota: QuotaConfig | None = None
+    gc: GCConfig = GCConfig()
+    retention: list[RetentionRule] = []
+    upstreams: dict[str, UpstreamConfig] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,3 +172,24 @@ def check(config: Config) -> None:
         raise InvalidParameter(f"listen must not be empty: give at least one address, like {DEFAULT_LISTEN}")
     for text in config.listen:
         parse_address(text)
+    if config.gc.interval < 1 or config.gc.grace < 0:
+        raise InvalidParameter("gc: interval must be at least 1 second, and grace cannot be negative")
+    if config.quota is not None:
+        quota.check(config.quota)
+    retention.check(config.retention)
+    upstream.check(config.upstreams)
+    if config.auth is not None:
+        access.check(config.auth)
+        _check_secrecy(config, config.auth)
+
+
+def _check_secrecy(config: Config, auth: AuthConfig) -> None:
+    """Passwords do not go over a network in clear text, unless somebody wants that."""
+    if config.tls is not None or auth.allow_plain:
+        return
+    for text in config.listen:
+        if not access.is_loopback(parse_address(text).host):
+            raise InvalidParameter(
+                f"auth: passwords would be sent in clear text to {text}: give tls a certificate, listen on loopback "
+                "behind a proxy, or say allow-plain"
+            )

@@ -42,6 +42,11 @@ async def allow(request: web.Request, wanted: Sequence[Access]) -> str:
     return ""
 
 
+def as_asked(request: web.Request, repository: str) -> str:
+    """The repository of that name."""
+    return repository
+
+
 async def no_limit(repository: str, size: int) -> None:
     """Any amount."""
 
@@ -55,7 +60,7 @@ async def nowhere_else(request: web.Request, repository: str, name: str) -> bool
     return False
 
 
-async def no_stream(request: web.Request, repository: str, digest: Digest) -> web.StreamResponse | None:
+async def no_stream(request: web.Request, repository: str, digest: Digest) -> web.StreamResponse | bool | None:
     """There is no other place to look."""
     return None
 
@@ -75,5 +80,9 @@ class Hooks:
     before_manifest: Callable[[web.Request, str, str], Awaitable[bool]] = nowhere_else
     """A manifest (by tag or digest) is about to be read: a pull-through cache brings or renews it in the store."""
 
-    missing_blob: Callable[[web.Request, str, Digest], Awaitable[web.StreamResponse | None]] = no_stream
-    """A blob is not in the store: a pull-through cache answers the request, storing the blob on its way."""
+    missing_blob: Callable[[web.Request, str, Digest], Awaitable[web.StreamResponse | bool | None]] = no_stream
+    """A blob is not in the store: a pull-through cache answers the request, storing the blob on its way; or says True
+    when the blob is in the store now. None: it is nowhere."""
+
+    locate: Callable[[web.Request, str], str] = as_asked
+    """Which repository of the store a request for one is about: a mirror is asked for other registries' names."""

@@ -8,6 +8,7 @@ import errno
 import logging
 import resource
 import signal
+import ssl
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -20,10 +21,19 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from wherry.aio import Background, settle
 from wherry.errors import Failed, WherryError
+from wherry.registry import admin
+from wherry.registry.admin import serve_admin
 from wherry.registry.config import Address, Config, parse_address, parse_serve
 from wherry.registry.folder import FolderStore, open_folder
-from wherry.registry.hooks import Hooks
 from wherry.registry.lock import FolderLock
+from wherry.registry.policies import (
+    Collector,
+    Policies,
+    add_token_endpoint,
+    follow_certificate,
+    open_policies,
+    server_context,
+)
 from wherry.registry.server import build_app
 from wherry.registry.store import RegistryStore
 
@@ -64,12 +74,14 @@ def serve(argv: Sequence[str]) -> int:
         return 0
     set_up_logging(config)
     _raise_file_limit()
-    uvloop.run(_run(config))
+    uvloop.run(_run(config, lambda: parse_serve(argv)[0]))
     return 0
 
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "serve": (serve, "Serve a registry from a folder"),
+    "gc": (admin.gc, "Delete what nothing in the registry needs any more"),
+    "retention": (admin.retention, "Remove the tags that had their time"),
 }
 
 
@@ -95,7 +107,7 @@ def _raise_file_limit() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-async def _run(config: Config) -> None:
+async def _run(config: Config, again: Callable[[], Config]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -108,25 +120,53 @@ async def _run(config: Config) -> None:
         down.push_async_callback(store.close)
         background = Background()
         down.push_async_callback(background.close)
-        for address in await open_server(config, store, store, background, down):
-            log.info("registry on %s listens on http://%s", root, address)
+        policies, places = await open_server(config, store, store, background, down)
+        loop.add_signal_handler(signal.SIGHUP, _reload, policies, again)
+        for address in places:
+            log.info("registry on %s listens on http%s://%s", root, "s" if config.tls else "", address)
         await stop.wait()
         log.info("stopping")
 
 
+def _reload(policies: Policies, again: Callable[[], Config]) -> None:
+    """SIGHUP: follow the configuration; one that cannot be used is not followed."""
+    try:
+        policies.reload(again())
+        log.info("the configuration was read again")
+    except WherryError as exc:
+        log.error("the configuration is not followed: %s", exc.message)
+
+
 async def open_server(
-    config: Config, store: RegistryStore, folder: FolderStore, background: Background, down: AsyncExitStack
-) -> list[Address]:
-    """Serve `store` as `config` says until `down` is unwound; where it listens. Also what the daemon calls.
+    config: Config,
+    store: RegistryStore,
+    folder: FolderStore,
+    background: Background,
+    down: AsyncExitStack,
+    *,
+    collector: Collector | None = None,
+) -> tuple[Policies, list[Address]]:
+    """Serve `store` as `config` says until `down` is unwound; its policies, and where it listens.
 
-    `folder`: what of the store is rows and uploads of the registry's own; all of it, when it stands alone.
+    `folder`: what of the store is rows and uploads of the registry's own; all of it, when it stands alone. `collector`
+    when the bytes are not the folder's alone.
     """
+    policies = await open_policies(config, store, folder, background, collector=collector)
+    context = None
+    if config.tls is not None:
+        context = await settle(server_context, config.tls)
+        background.spawn(follow_certificate(context, config.tls), name="the registry's certificate")
     background.spawn(_tidy(folder), name="uploads that expired")
-    app = build_app(store, hooks=Hooks())
-    return await listen(app, [parse_address(text) for text in config.listen], down)
+    app = build_app(store, hooks=policies.hooks())
+    if policies.guard is not None and config.auth is not None and config.auth.tokens:
+        add_token_endpoint(app, policies.guard)
+    await serve_admin(policies, Path(config.root), down)
+    return policies, await listen(app, [parse_address(text) for text in config.listen], down, context=context)
 
 
-async def listen(app: web.Application, addresses: Sequence[Address], down: AsyncExitStack) -> list[Address]:
+async def listen(
+    app: web.Application, addresses: Sequence[Address], down: AsyncExitStack, *, context: ssl.SSLContext | None = None
+) -> list[Address]:
     """Serve `app`; the addresses with their real ports. `down` ends it, after GRACE at most."""
     runner = web.AppRunner(
         app, access_log_class=DebugLog, access_log=log, read_bufsize=READ_BUFFER, shutdown_timeout=GRACE
@@ -135,7 +175,7 @@ async def listen(app: web.Application, addresses: Sequence[Address], down: Async
     down.push_async_callback(runner.cleanup)
     for address in addresses:
         try:
-            await web.TCPSite(runner, address.host or None, address.port).start()
+            await web.TCPSite(runner, address.host or None, address.port, ssl_context=context).start()
         except OSError as exc:
             raise Failed(f"cannot listen on {address}: {_why(exc)}") from exc
     return [Address(str(place[0]), int(place[1])) for place in runner.addresses]

@@ -15,7 +15,7 @@ A repository's name has slashes in it, so paths are taken apart from their end, 
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 from aiohttp import web
@@ -142,6 +142,8 @@ class Server:
                 headers={"Allow": ", ".join(methods)},
             )
         handler, action = methods[request.method]
+        if place.repository:
+            place = replace(place, repository=self._hooks.locate(request, place.repository))
         actor = await self._hooks.authorise(request, _wanted(place, action, request))
         return await handler(
             Call(

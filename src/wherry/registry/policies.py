@@ -1,0 +1,205 @@
+"""Policies put together: from a registry's configuration to the server's hooks, and what runs beside it.
+
+    auth, quota, read-only, upstreams -> Hooks        retention, gc -> a task        auth.tokens -> /token
+
+`reload` follows a changed configuration: rules, quota, read-only mode, retention. The rest is read at the start.
+"""
+
+import asyncio
+import logging
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from wherry.aio import Background, settle
+from wherry.distribution.config import RegistryConfig
+from wherry.errors import InvalidParameter, WherryError
+from wherry.registry import collect, retention
+from wherry.registry.access import Guard
+from wherry.registry.collect import Collected
+from wherry.registry.config import Config, TLSConfig
+from wherry.registry.errors import problem_of
+from wherry.registry.folder import FolderStore
+from wherry.registry.hooks import Access, Happening, Hooks, allow
+from wherry.registry.passwords import Passwords
+from wherry.registry.quota import Limits
+from wherry.registry.server import refuse
+from wherry.registry.store import RegistryStore
+from wherry.registry.tokens import Tokens, load_key
+from wherry.registry.upstream import Upstreams, make
+
+log = logging.getLogger(__name__)
+
+LOOK = 60.0  # seconds between looks at the certificate's files
+
+Collector = Callable[[bool, float], Awaitable[Collected]]  # delete untagged manifests too; grace in seconds
+
+
+class Policies:
+    """Made by `open_policies`."""
+
+    def __init__(self, config: Config, store: RegistryStore, folder: FolderStore, collector: Collector | None) -> None:
+        self.config = config
+        self.guard: Guard | None = None
+        self.upstreams: Upstreams | None = None
+        self.limits = Limits(store.usage, quota=config.quota, read_only=config.read_only)
+        self._store = store
+        self._folder = folder
+        self._collector = collector or self._collect_folder
+        self._tidying = asyncio.Lock()
+
+    def hooks(self) -> Hooks:
+        guard, upstreams = self.guard, self.upstreams
+        made = Hooks(
+            authorise=guard.authorise if guard else allow, before_write=self._before_write, happened=self._happened
+        )
+        if upstreams is None:
+            return made
+        return Hooks(
+            authorise=self._authorise,
+            before_write=self._before_write,
+            happened=self._happened,
+            before_manifest=upstreams.before_manifest,
+            missing_blob=upstreams.missing_blob,
+            locate=upstreams.locate,
+        )
+
+    async def _authorise(self, request: web.Request, wanted: Sequence[Access]) -> str:
+        actor = await self.guard.authorise(request, wanted) if self.guard else ""
+        for each in wanted:
+            if each.action in ("push", "delete") and self.upstreams is not None:
+                self.upstreams.check_write(each.repository)
+        return actor
+
+    async def _before_write(self, repository: str, size: int) -> None:
+        await self.limits.before_write(repository, size)
+
+    def _happened(self, happening: Happening) -> None:
+        if happening.action != "pull":
+            self.limits.forget()
+
+    def reload(self, config: Config) -> None:
+        """Follow `config`, which was checked."""
+        if self.guard is not None and config.auth is not None:
+            self.guard.configure(config.auth)
+        self.limits.configure(quota=config.quota, read_only=config.read_only)
+        self.config = config
+
+    # --- tidying ------------------------------------------------------------------------------------------------------
+
+    async def collect(self, *, delete_untagged: bool, grace: float, dry_run: bool) -> Collected:
+        """A garbage collection now."""
+        async with self._tidying:
+            if dry_run:
+                return collect.preview(self._folder, delete_untagged=delete_untagged, grace=grace)
+            await self._folder.expire_uploads()
+            found = await self._collector(delete_untagged, grace)
+            self.limits.forget()
+            return found
+
+    async def _collect_folder(self, delete_untagged: bool, grace: float) -> Collected:
+        return await collect.collect(self._folder, delete_untagged=delete_untagged, grace=grace)
+
+    async def retain(self, *, dry_run: bool) -> list[retention.Doomed]:
+        """The retention rules now."""
+        async with self._tidying:
+            return await retention.retain(self._store, self.config.retention, dry_run=dry_run)
+
+    async def tidy(self) -> None:
+        """For ever: retention and garbage collection at the configured interval."""
+        while True:
+            await asyncio.sleep(self.config.gc.interval)
+            try:
+                gone = await self.retain(dry_run=False)
+                settings = self.config.gc
+                found = await self.collect(
+                    delete_untagged=settings.delete_untagged, grace=settings.grace, dry_run=False
+                )
+            except WherryError as exc:
+                log.error("tidying the registry failed: %s", exc.message)
+                continue
+            log.info("%d tags had their time; %d blobs deleted, %d bytes free", len(gone), found.files, found.bytes)
+
+
+async def open_policies(
+    config: Config,
+    store: RegistryStore,
+    folder: FolderStore,
+    background: Background,
+    *,
+    collector: Collector | None = None,
+) -> Policies:
+    """Read what the configuration names: passwords, the key of tokens, upstreams' credentials. InvalidParameter."""
+    made = Policies(config, store, folder, collector)
+    if config.auth is not None:
+        passwords = await settle(Passwords, Path(config.auth.htpasswd))
+        tokens = None
+        if config.auth.tokens:
+            key = await settle(load_key, Path(config.root) / "token.key")
+            tokens = Tokens(key, service=config.name or "wherry", life=config.auth.token_life)
+        made.guard = Guard(config.auth, passwords, tokens)
+    if config.upstreams:
+        registry = RegistryConfig()
+        upstreams = {name: await settle(make, name, each, registry) for name, each in config.upstreams.items()}
+        default = next((name for name, each in config.upstreams.items() if each.default), "")
+        made.upstreams = Upstreams(upstreams, folder, background, default=default)
+    background.spawn(made.tidy(), name="retention and garbage collection of the registry")
+    return made
+
+
+def add_token_endpoint(app: web.Application, guard: Guard) -> None:
+    """`/token`, with the registry's own errors."""
+
+    async def get(request: web.Request) -> web.StreamResponse:
+        try:
+            return await guard.get_token(request)
+        except WherryError as exc:
+            return refuse(problem_of(exc), request)
+
+    async def post(request: web.Request) -> web.StreamResponse:
+        try:
+            return await guard.post_token(request)
+        except WherryError as exc:
+            return refuse(problem_of(exc), request)
+
+    app.router.add_get("/token", get)
+    app.router.add_post("/token", post)
+
+
+def server_context(config: TLSConfig) -> ssl.SSLContext:
+    """InvalidParameter naming the file that cannot be used (blocking)."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(config.cert, config.key)
+        if config.client_ca:
+            context.load_verify_locations(config.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as exc:
+        raise InvalidParameter(f"tls: cannot use {config.cert} with {config.key}: {exc}") from exc
+    return context
+
+
+async def follow_certificate(context: ssl.SSLContext, config: TLSConfig) -> None:
+    """For ever: new connections get the new certificate when its files change."""
+
+    def stamp() -> tuple[int, ...]:
+        return tuple(Path(name).stat().st_mtime_ns for name in (config.cert, config.key))
+
+    seen = await settle(stamp)
+    while True:
+        await asyncio.sleep(LOOK)
+        try:
+            if (now := await settle(stamp)) != seen:
+                await settle(context.load_cert_chain, config.cert, config.key)
+                seen = now
+                log.info("the certificate %s was read again", config.cert)
+        except (OSError, ssl.SSLError) as exc:
+            log.error("the certificate %s cannot be read again: %s", config.cert, exc)
+
+
+def encode(found: Collected | list[retention.Doomed]) -> bytes:
+    """As the admin socket and `--json` give them."""
+    return msgspec.json.encode(found)
