@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from wherry.aio import finish, settle
 from wherry.digest import ChainID, Digest
-from wherry.errors import NotFound
+from wherry.errors import Corrupt, NotFound
 from wherry.images.deps import Deps
 from wherry.images.leases import Lease
 from wherry.images.store import Image
@@ -38,6 +38,11 @@ async def collect_all(deps: Deps) -> Removed:
     return await finish(_collect(deps, None, None))
 
 
+async def look(deps: Deps) -> Removed:
+    """What `collect_all` would remove."""
+    return await finish(_collect(deps, None, None, remove=False))
+
+
 async def release(deps: Deps, chain: ChainID | None) -> None:
     """After a writable snapshot on `chain` was removed: its layers go too when their image did meanwhile."""
     if chain is None or any(image.chain == chain for image in deps.store.all()):
@@ -59,7 +64,9 @@ def _stack(deps: Deps, chain: ChainID) -> list[ChainID]:
     return found
 
 
-async def _collect(deps: Deps, digests: set[Digest] | None, chains: list[ChainID] | None) -> Removed:
+async def _collect(
+    deps: Deps, digests: set[Digest] | None, chains: list[ChainID] | None, *, remove: bool = True
+) -> Removed:
     async with deps.leases.guard:
         live_digests, live_chains = deps.store.live()
         leased_digests, leased_chains = deps.leases.protected()
@@ -68,7 +75,7 @@ async def _collect(deps: Deps, digests: set[Digest] | None, chains: list[ChainID
             digests_of_root, chains_of_root = root()
             keep_digests |= digests_of_root
             keep_chains |= chains_of_root
-        return await settle(_sweep, deps, digests, chains, keep_digests, keep_chains)
+        return await settle(_sweep, deps, digests, chains, keep_digests, keep_chains, remove=remove)
 
 
 def _sweep(
@@ -77,14 +84,12 @@ def _sweep(
     chains: list[ChainID] | None,
     keep_digests: set[Digest],
     keep_chains: set[ChainID],
+    *,
+    remove: bool,
 ) -> Removed:
-    candidates = list(deps.snapshots.chains()) if chains is None else [c for c in chains if deps.snapshots.has(c)]
-    dead: list[ChainID] = []
-    if not keep_chains.issuperset(candidates):
-        kept = _with_ancestors(deps, keep_chains | _mounted(deps))
-        dead = _top_first(deps, [chain for chain in candidates if chain not in kept])
-        for chain in dead:
-            deps.snapshots.remove_layer(chain)
+    dead = _dead_layers(deps, chains, keep_chains)
+    for chain in dead if remove else ():
+        deps.snapshots.remove_layer(chain)
     freed = 0
     gone: list[Digest] = []
     for blob in list(deps.content.walk()) if digests is None else digests:
@@ -94,9 +99,24 @@ def _sweep(
             freed += deps.content.size(blob)
         except NotFound:
             continue
-        deps.content.delete(blob)
+        if remove:
+            deps.content.delete(blob)
         gone.append(blob)
     return Removed(gone, dead, freed)
+
+
+def _dead_layers(deps: Deps, candidates: list[ChainID] | None, keep: set[ChainID]) -> list[ChainID]:
+    """Those nothing stands on, top first; none when a damaged layer no longer tells what it stands on."""
+    there = set(deps.snapshots.chains())
+    candidates = [chain for chain in (there if candidates is None else candidates) if chain in there]
+    if keep.issuperset(candidates):
+        return []
+    try:
+        kept = _with_ancestors(deps, keep | _mounted(deps), there)
+        return _top_first(deps, [chain for chain in candidates if chain not in kept])
+    except Corrupt as exc:
+        log.error("layers that nothing needs are left where they are: %s", exc.message)
+        return []
 
 
 def _mounted(deps: Deps) -> set[ChainID]:
@@ -112,27 +132,41 @@ def _mounted(deps: Deps) -> set[ChainID]:
     return found
 
 
-def _with_ancestors(deps: Deps, chains: set[ChainID]) -> set[ChainID]:
+def _with_ancestors(deps: Deps, chains: set[ChainID], there: set[ChainID]) -> set[ChainID]:
+    """Raises Corrupt when one of `chains` that is `there` does not tell its parent."""
     found: set[ChainID] = set()
     for chain in chains:
         below: ChainID | None = chain
         while below is not None and below not in found:
             found.add(below)
-            try:
-                below = deps.snapshots.parent(below)
-            except NotFound:  # leased, and not made yet
-                break
+            below = _parent(deps, below) if below in there else None  # a leased one may not be made yet
     return found
 
 
 def _top_first(deps: Deps, chains: list[ChainID]) -> list[ChainID]:
+    """Those that tell no parent come first: nothing is known to stand on what they stood on."""
+    unknown = 1 << 30
+
     def depth(chain: ChainID) -> int:
-        steps, below = 0, deps.snapshots.parent(chain)
-        while below is not None:
-            steps, below = steps + 1, deps.snapshots.parent(below)
+        steps, below = 0, chain
+        while (parent := deps.snapshots.parent(below)) is not None:
+            steps, below = steps + 1, parent
         return steps
 
-    return sorted(dict.fromkeys(chains), key=depth, reverse=True)
+    def order(chain: ChainID) -> int:
+        try:
+            return depth(chain)
+        except (NotFound, Corrupt):
+            return unknown
+
+    return sorted(dict.fromkeys(chains), key=order, reverse=True)
+
+
+def _parent(deps: Deps, chain: ChainID) -> ChainID | None:
+    try:
+        return deps.snapshots.parent(chain)
+    except NotFound:
+        raise Corrupt(f"layer {chain} lost the note of what it stands on: run `wherry system check --repair`") from None
 
 
 @asynccontextmanager
@@ -155,7 +189,8 @@ async def leased(deps: Deps, purpose: str) -> AsyncIterator[Lease]:
 async def pinned(deps: Deps, name: str, *, platform: str | None = None) -> AsyncIterator[Image]:
     """The image called `name`, whose layers stay during the block even when it is removed meanwhile.
 
-    For those who put a snapshot on it: once the snapshot is there, that keeps the layers. Raises as `store.get`.
+    For those who put a snapshot on it: once the snapshot is there, that keeps the layers. Raises as `store.get`, and
+    Corrupt when a layer is missing on disk.
     """
     with deps.leases.pin() as lease:
         while True:
@@ -163,4 +198,13 @@ async def pinned(deps: Deps, name: str, *, platform: str | None = None) -> Async
             await lease.protect(chains=[layer.chain for layer in image.layers])
             if deps.store.find(image.id) is not None:
                 break
+        missing = await settle(_missing, deps, image)
+        if missing is not None:
+            raise Corrupt(
+                f"layer {missing} of image {image.name} is missing on disk: run `wherry system check --repair`"
+            )
         yield image
+
+
+def _missing(deps: Deps, image: Image) -> ChainID | None:
+    return next((layer.chain for layer in image.layers if not deps.snapshots.has(layer.chain)), None)

@@ -73,6 +73,11 @@ class Leases:
         finally:
             del self._open[key]
 
+    @property
+    def idle(self) -> bool:
+        """Nobody is making or using anything under a lease at this moment."""
+        return not self._open
+
     def protected(self) -> tuple[set[Digest], set[ChainID]]:
         """The union of all leases."""
         digests: set[Digest] = set()

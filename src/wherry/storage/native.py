@@ -53,7 +53,7 @@ class NativeSnapshotter(DirectoryStore):
         (directory / "placeholders").unlink(missing_ok=True)
 
     def _tree(self, chain: ChainID | None) -> Path:
-        return self.layer_path(chain) / "diff" if chain is not None else self._empty
+        return self.layer(chain) if chain is not None else self._empty
 
     def mounts(self, key: str) -> list[Mount]:
         return [Mount(type="bind", source=os.fspath(self.upper(key)), options=("rbind", "rw"))]

@@ -11,17 +11,19 @@ Thread-safe and synchronous. Implementations: `overlay.py`, `native.py`; their b
 
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from wherry import digest
 from wherry.digest import ChainID
-from wherry.errors import Conflict, Corrupt, Failed, InvalidParameter, NotFound
+from wherry.errors import Conflict, Corrupt, InvalidParameter, NotFound
 from wherry.kernel import files
 from wherry.kernel.mount import Mount
 from wherry.storage.content import Trace, no_trace
 from wherry.storage.extract import Whiteouts
+from wherry.storage.refusal import refused
 from wherry.storage.tree import Trash, Usage, measure
 
 _KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}\Z")
@@ -40,6 +42,17 @@ class Snapshotter(Protocol):
     def whiteouts(self) -> Whiteouts: ...
 
     def has(self, chain: ChainID) -> bool: ...
+
+    def examine(self, chain: ChainID, parent: ChainID | None) -> str:
+        """What is wrong with a layer, which should stand on `parent`; "" for nothing. Its files are not looked at."""
+
+    def mend(self, key: str, chain: ChainID) -> None:
+        """End what `examine` complains of: the layer's parent is that of `key`, its files, if there are none, are those
+        of `key`, which goes. Files that are there stay: somebody may be running on them.
+        """
+
+    def layer(self, chain: ChainID) -> Path:
+        """The directory of the layer's files."""
 
     def parent(self, chain: ChainID) -> ChainID | None: ...
 
@@ -103,8 +116,12 @@ class DirectoryStore:
         self._layers, self._rw = root / "layers", root / "rw"
         self._trace = trace
         for directory in (self._layers, self._rw):
-            directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+            try:
+                directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+            except OSError as exc:
+                raise refused("cannot keep layers", exc, directory) from exc
         self._trash = Trash(root / "removed")
+        self._appearing = threading.Lock()
         self._parents: dict[ChainID, ChainID | None] = {}  # of committed layers: never changes while they exist
 
     # Layers
@@ -115,7 +132,39 @@ class DirectoryStore:
         return self._layers / digest.hex_part(chain)
 
     def has(self, chain: ChainID) -> bool:
-        return chain in self._parents or self.layer_path(chain).is_dir()
+        return self.layer(chain).is_dir()
+
+    def layer(self, chain: ChainID) -> Path:
+        return self.layer_path(chain) / "diff"
+
+    def examine(self, chain: ChainID, parent: ChainID | None) -> str:
+        self._parents.pop(chain, None)  # the disk is asked
+        if not self.has(chain):
+            return "its files are missing"
+        try:
+            found = self.parent(chain)
+        except NotFound:
+            return "the note of its parent is missing"
+        except Corrupt as exc:
+            return exc.message
+        return "" if found == parent else f"it stands on {found}, not on {parent}"
+
+    def mend(self, key: str, chain: ChainID) -> None:
+        parent = self.parent_of_key(key)
+        if not self.has(chain):
+            self._parents.pop(chain, None)
+            self.commit(key, chain)
+            return
+        note, new = self.layer_path(chain) / "parent", self.key_path(key) / "parent"
+        try:
+            with open(new, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(new, note)
+            files.fsync_directory(note.parent)
+        except OSError as exc:
+            raise refused(f"cannot write the parent of layer {chain}", exc, note) from exc
+        self._parents[chain] = parent
+        self.remove(key)
 
     def parent(self, chain: ChainID) -> ChainID | None:
         if chain not in self._parents:
@@ -131,7 +180,10 @@ class DirectoryStore:
         found = []
         while chain is not None:
             parent = self.parent(chain)
-            found.append(self.layer_path(chain) / "diff")
+            path = self.layer(chain)
+            if not path.is_dir():
+                raise Corrupt(f"layer {chain} is missing on disk: run `wherry system check --repair`")
+            found.append(path)
             chain = parent
         return found
 
@@ -180,7 +232,7 @@ class DirectoryStore:
             if isinstance(exc, FileExistsError):
                 raise Conflict(f"snapshot {key} exists already") from None
             if isinstance(exc, OSError):
-                raise Failed(f"cannot prepare snapshot {key}: {exc.strerror}") from exc
+                raise refused(f"cannot prepare snapshot {key}", exc, self._rw) from exc
             raise
 
     def _fill(self, directory: Path, parent: ChainID | None, *, container: bool) -> None:
@@ -194,19 +246,27 @@ class DirectoryStore:
             self._make_durable(key, source)
             self._trace("rename")
             try:
-                files.rename_noreplace(os.fspath(source), os.fspath(target))
-            except FileExistsError:
-                pass  # another pull of the same layer was faster
+                if self._appear(source, target):
+                    self._parents[chain] = parent
+                    self._trace("fsync directory")
+                    files.fsync_directory(self._layers)
+                    return
             except OSError as exc:
-                raise Failed(f"cannot commit layer {chain}: {exc.strerror}") from exc
-            else:
-                self._trace("fsync directory")
-                files.fsync_directory(self._layers)
-                self._parents[chain] = parent
-                return
+                raise refused(f"cannot commit layer {chain}", exc, self._layers) from exc
         if self.parent(chain) != parent:
             raise Corrupt(f"layer {chain} stands on {self.parent(chain)}, not on {parent}")
         self.remove(key)
+
+    def _appear(self, source: Path, target: Path) -> bool:
+        """False when another pull of the same layer was faster. A layer that lost its files makes room."""
+        with self._appearing:
+            if target.exists() and not (target / "diff").is_dir():
+                self._trash.discard(target)
+            try:
+                files.rename_noreplace(os.fspath(source), os.fspath(target))
+            except FileExistsError:
+                return False
+            return True
 
     def _make_durable(self, key: str, source: Path) -> None:
         try:
@@ -219,7 +279,7 @@ class DirectoryStore:
             finally:
                 os.close(fd)
         except OSError as exc:
-            raise Failed(f"cannot write layer {key} to disk: {exc.strerror}") from exc
+            raise refused(f"cannot write layer {key} to disk", exc, source) from exc
 
     def _strip(self, directory: Path) -> None:
         """Remove what only a writable snapshot needs."""
