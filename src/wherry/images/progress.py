@@ -43,12 +43,16 @@ class Bar:
         self.tell({"status": status, "progressDetail": {}, "id": self.id})
 
     def show(self, status: str, current: int, total: int) -> None:
-        """A state with numbers; left out when the last one was a moment ago, unless it is complete."""
+        """A state with numbers; left out when the last one was a moment ago, unless it is complete.
+
+        `total` is 0 when nobody knows it.
+        """
         now = time.monotonic()
-        if now - self._last < INTERVAL if current < total else self._complete == status:
+        complete = 0 < total <= current
+        if self._complete == status if complete else now - self._last < INTERVAL:
             return
         self._last = now
-        self._complete = status if current >= total else ""
+        self._complete = status if complete else ""
         detail = {"current": current, "total": total} if total > 0 else {"current": current}
         self.tell({"status": status, "progressDetail": detail, "progress": bar(current, total), "id": self.id})
 

@@ -90,6 +90,8 @@ async def test_message_and_platform_are_taken_and_a_name_is_not_needed(world: Wo
         (tar(TREE), {"repository": "x@sha256:" + "0" * 64}, "cannot import digest reference"),
         (tar(TREE), {"changes": ["RUN x"]}, "run is not a valid change command"),
         (tar(TREE), {"platform": "a/b/c/d"}, "invalid platform"),
+        (tar(TREE), {"platform": "windows/amd64"}, "operating system windows is not supported"),
+        (b"", {"source": "ftp://host/x.tar"}, "unsupported protocol scheme"),
     ],
 )
 async def test_a_bad_import_is_refused_and_leaves_nothing(world: World, data, arguments, words):

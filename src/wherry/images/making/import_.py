@@ -1,11 +1,14 @@
-"""Import: a tar of a root file system becomes an image of one layer.
+"""Import: a tar of a root file system, sent with the request or fetched from a URL, becomes an image of one layer.
 
 The stream is kept as it came when registries know its compression (gzip, zstd, none); xz and bzip2 become gzip.
 """
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import BinaryIO
 
+from wherry.distribution.download import complete, open_download
+from wherry.distribution.proxy import masked
 from wherry.errors import InvalidParameter
 from wherry.images.deps import Deps
 from wherry.images.feed import consume
@@ -14,7 +17,7 @@ from wherry.images.layers import unpack
 from wherry.images.leases import Lease
 from wherry.images.making import changes as dockerfile
 from wherry.images.making.make import add_image, keep, now
-from wherry.images.progress import Progress
+from wherry.images.progress import Bar, Progress
 from wherry.images.record import Image
 from wherry.reference import Reference, parse_repository
 from wherry.spec.engine import ContainerConfig
@@ -39,11 +42,14 @@ _TYPES = {
 }
 
 
+BODY = "-"  # as a source: what comes with the request
+
+
 async def import_(
     deps: Deps,
     chunks: AsyncIterator[bytes],
     *,
-    source: str = "-",
+    source: str = BODY,
     repository: str = "",
     tag: str = "",
     changes: Sequence[str] = (),
@@ -51,15 +57,23 @@ async def import_(
     platform: str | None = None,
     progress: Progress,
 ) -> Image:
-    """Make the image and, when `repository` is given, tag it. `source` is where the chunks come from, for the history.
+    """Make the image and, when `repository` is given, tag it. `source`: `-` for `chunks`, else a URL.
 
-    Raises InvalidParameter for bad names and changes before anything is read, and for a bad archive.
+    Raises InvalidParameter for bad names, changes and URLs before anything is read, and for a bad archive; as
+    `open_download` for what cannot be fetched.
     """
     references = [_name(repository, tag)] if repository else []
     target = parse_platform(platform) if platform else host_platform()
+    if target.os != "linux":
+        raise InvalidParameter(f"operating system {target.os} is not supported: an image for linux can be imported")
     config = dockerfile.apply(ContainerConfig(), changes)
+    url = "" if source == BODY else complete(source)
     async with leased(deps, "import") as lease:
-        blob = await consume(chunks, lambda stream: _receive(deps.content, lease, stream))
+        if url:
+            async with _fetched(deps, url, progress) as fetched:
+                blob = await consume(fetched, lambda stream: _receive(deps.content, lease, stream))
+        else:
+            blob = await consume(chunks, lambda stream: _receive(deps.content, lease, stream))
         await keep(deps, lease, blob.digest)
         layer = await unpack(deps, lease, blob, parent=None, diff_id=None)
         image = await add_image(
@@ -68,12 +82,29 @@ async def import_(
             layers=[layer],
             config=config,
             platform=target,
-            history=[History(created=now(), comment=message or f"Imported from {source}")],
+            history=[History(created=now(), comment=message or f"Imported from {masked(url) or source}")],
             references=references,
         )
     progress({"status": image.id})
     deps.announce("import", image, actor=image.id, name=image.id)
     return image
+
+
+@asynccontextmanager
+async def _fetched(deps: Deps, url: str, progress: Progress) -> AsyncIterator[AsyncIterator[bytes]]:
+    """The bytes `url` stands for, with Docker's progress."""
+    bar = Bar(lambda message: progress({key: value for key, value in message.items() if value != ""}), "")
+
+    async def counted(chunks: AsyncIterator[bytes], size: int) -> AsyncIterator[bytes]:
+        done = 0
+        async for chunk in chunks:
+            done += len(chunk)
+            bar.show("Importing", done, size)
+            yield chunk
+
+    async with open_download(deps.registry, url) as download:
+        progress({"status": f"Downloading from {download.url}"})
+        yield counted(download.chunks, download.size or 0)
 
 
 def _name(repository: str, tag: str) -> Reference:
