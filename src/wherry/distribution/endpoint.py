@@ -5,6 +5,7 @@ an Authorization header must not reach another host.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -54,6 +55,30 @@ def body_of(data: bytes) -> Body:
             yield data
 
     return Body(len(data), once)
+
+
+class _Sending:
+    """A body on its way: while the peer takes it the deadline moves on."""
+
+    clock: asyncio.Timeout
+
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self.failure: WherryError | None = None  # of our own side; the library would only say that it could not send
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._body.open():
+                self._extend(IDLE_TIME)
+                yield chunk
+        except WherryError as exc:
+            self.failure = exc
+            raise
+        self._extend(COMMIT_TIME)
+
+    def _extend(self, seconds: float) -> None:
+        with contextlib.suppress(RuntimeError):  # answered before all was sent: nobody waits any more
+            self.clock.reschedule(asyncio.get_running_loop().time() + seconds)
 
 
 class Connection:
@@ -170,35 +195,21 @@ class Connection:
         target = URL(url, encoded=True)
         if body is None:
             return await self._session.request(method, target, headers=headers, allow_redirects=False, proxy=proxy)
-        loop = asyncio.get_running_loop()
-        failure: WherryError | None = None  # of our own side: the library would only say that it could not send
+        sending = _Sending(body)
         try:
-            async with asyncio.timeout(CONNECT_TIME + IDLE_TIME) as clock:
-
-                async def moving() -> AsyncIterator[bytes]:
-                    """The body; while the peer takes it the deadline moves on."""
-                    nonlocal failure
-                    try:
-                        async for chunk in body.open():
-                            clock.reschedule(loop.time() + IDLE_TIME)
-                            yield chunk
-                    except WherryError as exc:
-                        failure = exc
-                        raise
-                    clock.reschedule(loop.time() + COMMIT_TIME)
-
+            async with asyncio.timeout(CONNECT_TIME + IDLE_TIME) as sending.clock:
                 return await self._session.request(
                     method,
                     target,
                     headers={"Content-Type": OCTETS, **headers, "Content-Length": str(body.size)},
-                    data=moving() if body.size else None,
+                    data=sending.chunks() if body.size else None,
                     allow_redirects=False,
                     proxy=proxy,
                     timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIME, sock_read=COMMIT_TIME),
                 )
         except NETWORK_ERRORS:
-            if failure is not None:
-                raise failure from None
+            if sending.failure is not None:
+                raise sending.failure from None
             raise
 
     def _redirected(self, url: str, location: str) -> str:

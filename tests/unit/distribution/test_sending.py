@@ -1,5 +1,6 @@
 """Requests with a body, what a registry may ask of their sender, and tokens for several scopes."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -8,8 +9,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from wherry.distribution.config import RegistryConfig
-from wherry.distribution.endpoint import PATIENCE, Body, retry_after
+from wherry.distribution.config import Endpoint, RegistryConfig
+from wherry.distribution.endpoint import PATIENCE, Body, connect, retry_after
 from wherry.distribution.errors import Refused
 from wherry.distribution.repository import Repository, open_repository
 from wherry.errors import Failed
@@ -205,6 +206,33 @@ async def test_an_error_of_the_sender_is_told_and_not_the_networks(uploads):
         with pytest.raises(Failed, match=r"^cannot read the layer$"):
             async with repository.request("PUT", "blobs/uploads/1", data=Body(10, broken)):
                 pass
+
+
+async def test_an_answer_that_comes_before_all_was_sent_is_heard():
+    """The server refuses after the head and reads no further; what does not fit into buffers is never sent."""
+    asked = asyncio.Event()
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        if head.startswith(b"GET"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        else:
+            writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 9\r\n\r\ntoo large")
+            await writer.drain()
+            await asked.wait()
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    endpoint = Endpoint(base=f"http://127.0.0.1:{port}", host=f"127.0.0.1:{port}")
+    source = Source(bytes(50 << 20))
+    async with connect(RegistryConfig(), endpoint, ANN) as connection:
+        with pytest.raises(Refused, match=r"413 .*: too large"):
+            async with connection.request("PUT", "/v2/x/blobs/uploads/1", data=source.body):
+                pass
+    asked.set()
+    server.close()
+    await server.wait_closed()
 
 
 async def test_a_refused_upload_is_told_in_full(uploads):

@@ -332,9 +332,10 @@ def _warning(reference: Reference, wanted: Platform, image: Image) -> str:
 
 
 def _forget(deps: Deps, wanted: Wanted) -> None:
-    """All is recorded: nothing of it will have to be gone on with."""
+    """All is recorded: nothing of it will have to be gone on with. What is older than it should be goes, too."""
     for blob in wanted.blobs:
         deps.content.forget_download(blob)
+    deps.content.expire()
 
 
 def _give_up(deps: Deps, wanted: Wanted, *, full: bool) -> None:
