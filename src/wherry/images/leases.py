@@ -35,7 +35,7 @@ class Lease:
             self.chains.update(chains)
 
     def note(self, digest: Digest) -> None:
-        """From a thread that has just stored a blob: whatever happens now, in the end it is looked at.
+        """From a thread that is about to store a blob: whatever happens now, in the end it is looked at.
 
         A removal under way may still take it; `protect` it, and look whether it is there, before using it.
         """

@@ -267,6 +267,11 @@ class Ingest:
             self._hash.update(view[:done])
             self.offset += done
 
+    @property
+    def digest(self) -> Digest:
+        """Of what was written so far."""
+        return Digest("sha256:" + self._hash.hexdigest())
+
     def reset(self) -> None:
         """Forget what was written: the peer does not go on where we stopped."""
         os.ftruncate(self._file.fileno(), 0)
@@ -282,7 +287,7 @@ class Ingest:
         With another digest or size than expected nothing becomes visible, what was written is dropped, and Corrupt
         (digest) or InvalidParameter (size) is raised.
         """
-        found = Digest("sha256:" + self._hash.hexdigest())
+        found = self.digest
         if size is not None and size != self.offset:
             self.abort()
             raise InvalidParameter(f"{self.ref}: wrong size: expected {size} bytes, got {self.offset}")

@@ -272,8 +272,8 @@ class Recompression:
                         f"says {diff_id}; remove the image and pull it again"
                     )
                 size = out.offset
+                self._lease.note(out.digest)
                 digest = out.commit(None)
-                self._lease.note(digest)
             finally:
                 out.abort()
         return digest, size

@@ -127,8 +127,8 @@ def _receive(content: ContentStore, lease: Lease, stream: BinaryIO) -> Descripto
         else:
             _recompress(kind, head, stream, ingest)
         size = ingest.offset
+        lease.note(ingest.digest)
         digest = ingest.commit(None)
-        lease.note(digest)
     finally:
         ingest.abort()
     return Descriptor(media_type=_TYPES.get(kind, OCI_LAYER_GZIP), digest=digest, size=size)

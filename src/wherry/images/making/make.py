@@ -60,8 +60,8 @@ def _pack(content: ContentStore, lease: Lease, write: Callable[[Out], object]) -
         write(lambda data: ingest.write(packer.compress(data)))
         ingest.write(packer.flush())
         size = ingest.offset
+        lease.note(ingest.digest)
         digest = ingest.commit(None)
-        lease.note(digest)
     finally:
         ingest.abort()
     return Descriptor(media_type=OCI_LAYER_GZIP, digest=digest, size=size)
