@@ -9,7 +9,7 @@ from wherry.api.router import Router
 from wherry.errors import InvalidParameter
 from wherry.images.making import convert as converting
 from wherry.images.transfer import push as pushing
-from wherry.spec.image import decode_platform
+from wherry.spec.image import Platform, decode_platform, parse_platform
 
 
 def add(router: Router) -> None:
@@ -18,8 +18,8 @@ def add(router: Router) -> None:
 
 
 async def push(call: Call) -> web.StreamResponse:
-    text = call.text("platform")
-    platform = decode_platform(text) if text else None
+    """`compression` is our own: layers go out as gzip, zstd or none, whatever they are here."""
+    platform = _platform(call) if call.speaks(1, 46) else None
     auth = credentials(call)
 
     async def work(report: Report) -> None:
@@ -36,7 +36,16 @@ async def push(call: Call) -> web.StreamResponse:
     return await follow(call, work)
 
 
+def _platform(call: Call) -> Platform | None:
+    """An OCI platform as JSON, as Docker has it here; or `os/arch`, as elsewhere."""
+    text = call.text("platform")
+    if not text:
+        return None
+    return decode_platform(text) if text.startswith("{") else parse_platform(text)
+
+
 async def convert(call: Call) -> web.StreamResponse:
+    """`to` names {name}, all platforms that are held of it, with its layers compressed as `compression`."""
     to, compression = call.text("to"), call.text("compression")
     if not to or not compression:
         raise InvalidParameter("converting an image needs `to`, a reference, and `compression`: gzip, zstd or none")
