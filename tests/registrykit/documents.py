@@ -1,10 +1,12 @@
 """Manifests and indexes to push, with what they need."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from imagekit import making
+from imagekit.making import digest
 
 OCI_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 OCI_INDEX = "application/vnd.oci.image.index.v1+json"
@@ -15,10 +17,6 @@ DOCKER_LIST = "application/vnd.docker.distribution.manifest.list.v2+json"
 DOCKER_CONFIG = "application/vnd.docker.container.image.v1+json"
 DOCKER_LAYER = "application/vnd.docker.image.rootfs.diff.tar.gzip"
 EMPTY = "application/vnd.oci.empty.v1+json"
-
-
-def digest(data: bytes) -> str:
-    return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
 def descriptor(data: bytes, media_type: str, **more: Any) -> dict[str, Any]:
@@ -47,6 +45,7 @@ class Made:
 def image(
     seed: str,
     *,
+    tars: Sequence[bytes] | None = None,
     layers: Sequence[bytes] | None = None,
     docker: bool = False,
     config: bytes | None = None,
@@ -54,9 +53,16 @@ def image(
     subject: Made | None = None,
     **more: Any,
 ) -> Made:
-    """A manifest that is unlike that of every other seed."""
-    config = json.dumps({"architecture": "amd64", "os": "linux", "seed": seed}).encode() if config is None else config
-    layers = [f"layer of {seed}".encode()] if layers is None else layers
+    """A manifest that is unlike that of every other seed: by default of a real image, of one layer with one file.
+
+    `layers` are taken as they are and need not be any.
+    """
+    if tars is None:
+        tars = [making.tar({"seed": seed.encode()})] if layers is None else []
+    layers = [making.compress(each, "gzip") for each in tars] if layers is None else layers
+    if config is None:
+        rootfs = {"type": "layers", "diff_ids": [digest(each) for each in tars]}
+        config = making.encode({"architecture": "amd64", "os": "linux", "author": seed, "rootfs": rootfs})
     media_type = DOCKER_MANIFEST if docker else OCI_MANIFEST
     document: dict[str, Any] = {
         "schemaVersion": 2,

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from harness.needs import require_programs
 
@@ -111,8 +112,17 @@ def docker_registry(root: Path) -> Server:
     return Server(root, ["docker-registry", "serve", str(config)], r"listening on 127\.0\.0\.1:(\d+)")
 
 
+class Startable(Protocol):
+    def start(self) -> None: ...
+
+    def stop(self) -> object: ...
+
+
+S = TypeVar("S", bound=Startable)
+
+
 @contextlib.contextmanager
-def running(server: Server) -> Iterator[Server]:
+def running(server: S) -> Iterator[S]:
     server.start()
     try:
         yield server

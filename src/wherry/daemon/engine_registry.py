@@ -212,13 +212,14 @@ class EngineStore:
         self._check_known(repository, tag)
         return await self._rest.resolve(repository, tag)
 
-    def _check_known(self, repository: str, tag: str) -> None:
-        """A repository of images only is one, although the other store knows nothing of it."""
+    def _check_known(self, repository: str, name: str) -> None:
+        """A repository of images only is one, although the other store knows nothing of it: it lacks a manifest."""
         if self._rest.catalog.find(repository) is None and any(self._targets(repository)):
-            raise manifest_unknown(repository, tag)
+            raise manifest_unknown(repository, name)
 
     async def manifest(self, repository: str, digest: Digest) -> Raw:
         if not self._is_document(repository, digest):
+            self._check_known(repository, digest)
             return await self._rest.manifest(repository, digest)
         try:
             data = await settle(lambda: self._deps.content.read(digest, limit=MAX_MANIFEST))
@@ -251,7 +252,9 @@ class EngineStore:
                 raise incomplete(repository, lacking)
             own = self._own(repository)
             references = [own.with_digest(raw.digest), *([own.with_tag(tag)] if tag else [])]
-            if isinstance(document, Index):
+            if document.subject is not None:
+                taken = False  # one of its subject's referrers, which the other store knows
+            elif isinstance(document, Index):
                 taken = await self._put_index(repository, raw, document, references)
             else:
                 taken = await self._put_image(raw, document, references, lease)
@@ -277,7 +280,7 @@ class EngineStore:
 
     async def _put_image(self, raw: Raw, document: Manifest, references: list[Reference], lease: Lease) -> bool:
         """Make it an image; False when it is none that can be held here."""
-        if not is_image(document) or document.subject is not None:
+        if not is_image(document):
             return False
         try:
             await adopt(self._deps, lease, raw, document, references=references)
@@ -345,8 +348,20 @@ class EngineStore:
             if self._is_document(repository, digest):
                 raise Problem(Code.UNSUPPORTED, f"manifest {digest} belongs to an index or to an image from elsewhere")
             raise manifest_unknown(repository, digest)
+        await self._forget(names)
+
+    async def _forget(self, names: list[str]) -> None:
+        """Names of one document. The digest goes last: with a tag `rmi` would take the repository's other digests."""
+        digests = [name for name in names if "@" in name]
         for name in names:
+            if digests and name not in digests:
+                await self._untag(name)
+        for name in digests or names:
             await self._remove(name)
+
+    async def _untag(self, name: str) -> None:
+        if (target := self._deps.store.target(parse(name))) is not None:
+            await self._deps.store.remove(target.default, names=[name], record=False)
 
     async def _remove(self, name: str) -> None:
         """Forget the name, and the image with its last one, unless a container uses it."""
@@ -356,8 +371,7 @@ class EngineStore:
             return
         except Conflict as exc:
             log.info("image %s is kept: %s", name, exc.message)
-            if (target := self._deps.store.target(parse(name))) is not None:
-                await self._deps.store.remove(target.default, names=[name], record=False)
+            await self._untag(name)
 
     async def delete_tag(self, repository: str, tag: str) -> None:
         target = self._deps.store.target(self._own(repository).with_tag(tag))

@@ -1,4 +1,5 @@
-"""The conformance suite of the OCI distribution specification 1.1, over our registry and Debian's docker-registry.
+"""The conformance suite of the OCI distribution specification 1.1, over ours on a folder ("wherry"), ours inside
+the engine ("engine"), and Debian's docker-registry.
 
 Tests are named by the end-point of the specification's table that they are about, and cite the sentence they hold a
 registry to. What is optional there (MAY, SHOULD) is either shown to be there or to be refused in the permitted way.
@@ -14,6 +15,7 @@ import pytest
 from differences import DIFFERENCES
 
 from registrykit.client import Client
+from registrykit.engine import EngineServer
 from registrykit.servers import Server, docker_registry, ours, running
 
 HERE = Path(__file__).parent
@@ -23,7 +25,7 @@ _numbers = itertools.count()
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "server" in metafunc.fixturenames:
-        metafunc.parametrize("server", ["wherry", DOCKER], indirect=True)
+        metafunc.parametrize("server", ["wherry", "engine", DOCKER], indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,14 +38,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server | EngineServer]:
     root: Path = tmp_path_factory.mktemp(request.param)
-    with running(ours(root) if request.param == "wherry" else docker_registry(root)) as server:
+    make = {"wherry": ours, "engine": EngineServer, DOCKER: docker_registry}[request.param]
+    with running(make(root)) as server:
         yield server
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[Client]:
+def client(server: Server | EngineServer) -> Iterator[Client]:
     client = server.client()
     yield client
     client.close()

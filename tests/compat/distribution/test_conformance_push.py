@@ -2,6 +2,7 @@
 
 import pytest
 
+from imagekit import making
 from registrykit.client import Client, location, with_digest
 from registrykit.documents import Made, altered, artifact, digest, image, index
 
@@ -226,12 +227,12 @@ KINDS = {
     "docker list": index([image("in a list", docker=True)], docker=True),
     "index of indexes": index([index([ONE])]),
     "empty index": index([]),
-    "no layers": image("bare", layers=[]),
+    "no layers": image("bare", tars=[]),
     "empty config": artifact("artifact"),
     "custom config": image("custom", config=b"\0binary", config_type="application/vnd.example.config.v1"),
     "annotations": image("annotated", annotations={"org.example.key": "väl\u2028ue"}),
     "artifact index": index([ONE], artifactType="application/vnd.example.set", annotations={"a": "b"}),
-    "same layer twice": image("twice", layers=[b"layer", b"layer"]),
+    "same layer twice": image("twice", tars=[making.tar({"a": b"1"})] * 2),
 }
 
 
