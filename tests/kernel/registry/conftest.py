@@ -1,7 +1,6 @@
 """The engine's images behind a registry on loopback."""
 
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
@@ -10,22 +9,11 @@ from aiohttp.test_utils import TestServer
 
 from imagekit.pushing import Pusher
 from imagekit.world import World
+from registrykit.hosted import DOMAIN, Hosted
 from wherry.daemon.engine_registry import EngineStore, keep_rest
 from wherry.images.upkeep.remove import ContainerUse
-from wherry.registry.folder import FolderStore
 from wherry.registry.server import build_app
 from wherry.storage.overlay import OverlaySnapshotter
-
-DOMAIN = "registry.test:5000"
-
-
-@dataclass
-class Hosted:
-    world: World
-    store: EngineStore
-    rest: FolderStore
-    push: Pusher
-    in_use: dict[str, list[ContainerUse]] = field(default_factory=dict)
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from conftest import DOMAIN, Hosted
 from imagekit.making import Made, digest, index, make
 from imagekit.world import NOTHING
+from registrykit.hosted import DOMAIN, Hosted
 from wherry.images.garbage import collect_all
 from wherry.images.upkeep.remove import ContainerUse
 from wherry.images.upkeep.tag import tag
