@@ -13,9 +13,11 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from imagekit.making import Made, digest, index, make
+from imagekit.making import Made, digest, encode, index, make
+from imagekit.registry import FakeRegistry
 from imagekit.world import World
 from wherry.aio import settle
+from wherry.digest import Digest
 from wherry.errors import InvalidParameter, NotFound, WherryError
 from wherry.images.archives.load import load
 from wherry.images.garbage import collect_all
@@ -307,6 +309,11 @@ async def test_a_cancelled_push_and_convert_leave_nothing(world: World, ours: tu
     assert not [upload for upload in store.open_uploads.values() if upload.busy]
 
 
+async def nap(seconds: float) -> None:
+    """A second's pause, shortened: as long as a registry may take to notice that a line broke."""
+    await asyncio.sleep(seconds / 20)
+
+
 @pytest.fixture
 async def flaky(tmp_path: Path) -> AsyncIterator[Callable[..., object]]:
     """Our registry with requests that break off: `flaky(method, byte)` for the next one."""
@@ -345,9 +352,99 @@ async def test_an_upload_that_broke_off_goes_on_where_it_was(
     big = make([{"big": os.urandom(3 << 20)}])
     _, host, seen, store = flaky(("PATCH", 1 << 20), ("PATCH", 1 << 20))
     await give(world, big, f"{host}/x:1")
-    await push(world.deps, f"{host}/x", tag="1", progress=world.tell)
+    await push(world.deps, f"{host}/x", tag="1", progress=world.tell, sleep=nap)
     patched = [length for method, length in seen if method == "PATCH"]
     assert len(patched) == 3
     assert patched[0] == len(big.layers[0])
     assert patched[2] < patched[1] < patched[0] - (1 << 19)
     assert (await store.manifest("x", await store.resolve("x", "1"))).data == big.manifest
+
+
+async def test_an_index_with_attestations_keeps_every_digest_from_registry_to_registry(
+    world: World, other: World, registry: FakeRegistry, remote: Remote, repository: str
+):
+    statement = b'{"predicate": {}}'
+    attestation = Made(
+        manifest=encode(
+            {
+                "schemaVersion": 2,
+                "mediaType": spec.OCI_MANIFEST,
+                "config": {"mediaType": spec.OCI_CONFIG, "digest": digest(b"{}"), "size": 2},
+                "layers": [
+                    {"mediaType": "application/vnd.in-toto+json", "digest": digest(statement), "size": len(statement)}
+                ],
+            }
+        ),
+        media_type=spec.OCI_MANIFEST,
+        config=b"{}",
+        layers=[statement],
+        diff_ids=[],
+        blobs={digest(b"{}"): b"{}", digest(statement): statement},
+    )
+    platforms = [(ONE, "amd64"), (OTHER, "s390x"), (attestation, "unknown")]
+    top = index([(made, {"os": "linux", "architecture": name}) for made, name in platforms])
+    for made, _ in platforms:
+        registry.add("x", made.digest, made)
+    registry.put("x", "1", *top)
+    await pull(world.deps, f"{registry.host}/x:1", platform="all", progress=world.tell)
+    name = f"{remote.host}/{repository}"
+    await tag(world.deps, f"{registry.host}/x:1", repository=name, tag="1")
+    await push(world.deps, name, tag="1", progress=world.tell)
+    assert await remote.get(f"{repository}/manifests/1") == (200, top[0])
+    await pull(other.deps, f"{name}:1", platform="all", progress=other.tell)
+    for made, _ in platforms:
+        for wanted in (made.digest, *made.blobs):
+            assert wanted in set(other.deps.content.walk())
+    assert other.deps.content.read(Digest(digest(top[0])), limit=1 << 20) == top[0]
+    assert {image.id for image in other.deps.store.platforms(f"{name}:1")} == {ONE.id, OTHER.id}
+
+
+class CuttingProxy:
+    """A line to `host` that breaks: of each new connection only so many bytes get through, while `cuts` lasts."""
+
+    def __init__(self, host: str, cuts: list[int]) -> None:
+        self.upstream = host.split(":")
+        self.cuts = cuts
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(*self.upstream)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._pipe(there, writer, None))
+                await self._pipe(reader, back, self.cuts)
+                back.transport.abort()
+                writer.transport.abort()
+        except* (ConnectionError, OSError):
+            pass
+
+    async def _pipe(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, cuts: list[int] | None) -> None:
+        passed = 0
+        while data := await reader.read(1 << 16):
+            if cuts and passed + len(data) > cuts[0]:
+                writer.write(data[: cuts.pop(0) - passed])
+                await writer.drain()
+                return
+            writer.write(data)
+            await writer.drain()
+            passed += len(data)
+
+
+@pytest.mark.parametrize("kind", ["docker-registry", "ours"])
+async def test_through_a_line_that_breaks_the_image_arrives_whole(
+    world: World, ours: tuple[str, FolderStore], docker_registry: str, repository: str, kind: str
+):
+    made = make([{"random": os.urandom(4 << 20)}, {"other": os.urandom(1 << 20)}])
+    cuts = [50, 1_500_000, 1_000_000, 700, 2_500_000, 300_000]
+    host = ours[0] if kind == "ours" else docker_registry
+    proxy = CuttingProxy(host, cuts)
+    server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
+    async with server:
+        name = f"127.0.0.1:{server.sockets[0].getsockname()[1]}/{repository}"
+        await give(world, made, f"{name}:1")
+        await push(world.deps, name, tag="1", progress=world.tell, sleep=nap)
+    assert len(cuts) < 4
+    async with aiohttp.ClientSession() as session:
+        remote = Remote(host, session)
+        assert await remote.get(f"{repository}/manifests/1") == (200, made.manifest)
+        for blob, data in made.blobs.items():
+            assert await remote.get(f"{repository}/blobs/{blob}") == (200, data)
