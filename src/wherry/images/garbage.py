@@ -65,52 +65,48 @@ def _stack(deps: Deps, chain: ChainID) -> list[ChainID]:
 
 
 async def _collect(
-    deps: Deps, digests: set[Digest] | None, chains: list[ChainID] | None, *, remove: bool = True
+    deps: Deps, digests: Iterable[Digest] | None, chains: Iterable[ChainID] | None, *, remove: bool = True
 ) -> Removed:
+    """Of the candidates (None: of all) what nothing needs.
+
+    Candidates are listed first, and what is needed is asked afterwards: whoever stores something says so before it can
+    be seen.
+    """
     async with deps.leases.guard:
-        live_digests, live_chains = deps.store.live()
-        leased_digests, leased_chains = deps.leases.protected()
-        keep_digests, keep_chains = live_digests | leased_digests, live_chains | leased_chains
-        for root in deps.roots:
-            digests_of_root, chains_of_root = root()
-            keep_digests |= digests_of_root
-            keep_chains |= chains_of_root
-        return await settle(_sweep, deps, digests, chains, keep_digests, keep_chains, remove=remove)
+        blobs = await settle(lambda: list(deps.content.walk() if digests is None else digests))
+        layers = await settle(lambda: list(deps.snapshots.chains() if chains is None else chains))
+        keep_digests, keep_chains = deps.store.live()
+        for needed_digests, needed_chains in (deps.leases.protected(), *(root() for root in deps.roots)):
+            keep_digests |= needed_digests
+            keep_chains |= needed_chains
+        blobs = [blob for blob in blobs if blob not in keep_digests]
+        return await settle(_sweep, deps, blobs, layers, keep_chains, remove=remove)
 
 
-def _sweep(
-    deps: Deps,
-    digests: set[Digest] | None,
-    chains: list[ChainID] | None,
-    keep_digests: set[Digest],
-    keep_chains: set[ChainID],
-    *,
-    remove: bool,
-) -> Removed:
-    dead = _dead_layers(deps, chains, keep_chains)
-    for chain in dead if remove else ():
-        deps.snapshots.remove_layer(chain)
+def _sweep(deps: Deps, blobs: list[Digest], layers: list[ChainID], keep: set[ChainID], *, remove: bool) -> Removed:
+    dead = _dead_layers(deps, layers, keep)
     freed = 0
     gone: list[Digest] = []
-    for blob in list(deps.content.walk()) if digests is None else digests:
-        if blob in keep_digests:
-            continue
+    for chain in dead if remove else ():
+        deps.snapshots.remove_layer(chain)
+    for blob in blobs:
         try:
-            freed += deps.content.size(blob)
+            size = deps.content.size(blob)
         except NotFound:
             continue
-        if remove:
-            deps.content.delete(blob)
+        if deps.leases.holds(blob) if not remove else not deps.content.delete(blob, unless=deps.leases.holds):
+            continue  # it is being stored anew at this moment
+        freed += size
         gone.append(blob)
     return Removed(gone, dead, freed)
 
 
-def _dead_layers(deps: Deps, candidates: list[ChainID] | None, keep: set[ChainID]) -> list[ChainID]:
+def _dead_layers(deps: Deps, candidates: list[ChainID], keep: set[ChainID]) -> list[ChainID]:
     """Those nothing stands on, top first; none when a damaged layer no longer tells what it stands on."""
-    there = set(deps.snapshots.chains())
-    candidates = [chain for chain in (there if candidates is None else candidates) if chain in there]
     if keep.issuperset(candidates):
         return []
+    there = set(deps.snapshots.chains())
+    candidates = [chain for chain in candidates if chain in there]
     try:
         kept = _with_ancestors(deps, keep | _mounted(deps), there)
         return _top_first(deps, [chain for chain in candidates if chain not in kept])

@@ -35,10 +35,7 @@ class Lease:
             self.chains.update(chains)
 
     def note(self, digest: Digest) -> None:
-        """From a thread that is about to store a blob: whatever happens now, in the end it is looked at.
-
-        A removal under way may still take it; `protect` it, and look whether it is there, before using it.
-        """
+        """`protect` for threads, before a blob is stored or looked for: from now on it is not removed."""
         self.digests.add(digest)
 
 
@@ -77,6 +74,10 @@ class Leases:
     def idle(self) -> bool:
         """Nobody is making or using anything under a lease at this moment."""
         return not self._open
+
+    def holds(self, digest: Digest) -> bool:
+        """Some lease does; may be asked from any thread."""
+        return any(digest in lease.digests for lease in list(self._open.values()))
 
     def protected(self) -> tuple[set[Digest], set[ChainID]]:
         """The union of all leases."""

@@ -16,6 +16,7 @@ import fcntl
 import hashlib
 import os
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -59,6 +60,7 @@ class ContentStore:
         self._blobs = root / "blobs" / "sha256"
         self._ingest = root / "ingest"
         self._trace = trace
+        self._appearing = threading.Lock()  # no blob appears between the last look at it and its deletion
         for directory in (self._blobs, self._ingest):
             try:
                 directory.mkdir(parents=True, exist_ok=True)
@@ -109,22 +111,32 @@ class ContentStore:
 
     def ingest(self, ref: str) -> "Ingest":
         """Begin, or take up again, the writing of a blob under the caller's name for it. Conflict when it is held."""
-        return Ingest(self._ingest / _file_name(ref), self._blobs, ref, self._trace)
+        return self._begin(self._ingest / _file_name(ref), ref)
 
     def ingest_new(self, what: str) -> "Ingest":
         """Begin a blob that nobody will go on with: leaving its `with` drops what was not committed.
 
         `what` is for messages: "layer 2 of the archive".
         """
-        return Ingest(self._ingest / os.urandom(16).hex(), self._blobs, what, self._trace, once=True)
+        return self._begin(self._ingest / os.urandom(16).hex(), what, once=True)
 
     def ingest_at(self, path: Path, ref: str) -> "Ingest":
         """Likewise with a file of the caller's, on the same file system: `recover` does not know of it."""
-        return Ingest(path, self._blobs, ref, self._trace)
+        return self._begin(path, ref)
 
-    def delete(self, blob: Digest) -> None:
-        """Remove a blob; nothing happens when it is not there. Open files stay readable."""
-        self.path(blob).unlink(missing_ok=True)
+    def _begin(self, path: Path, ref: str, *, once: bool = False) -> "Ingest":
+        return Ingest(path, ref, blobs=self._blobs, appearing=self._appearing, trace=self._trace, once=once)
+
+    def delete(self, blob: Digest, *, unless: Callable[[Digest], bool] = lambda blob: False) -> bool:
+        """Remove a blob; nothing happens when it is not there. Open files stay readable.
+
+        False, and nothing happens, when `unless` says so; in between no ingest makes the blob (anew).
+        """
+        with self._appearing:
+            if unless(blob):
+                return False
+            self.path(blob).unlink(missing_ok=True)
+            return True
 
     def forget_download(self, blob: Digest) -> None:
         """What a download of `blob` left to be gone on with is not wanted any more, unless somebody goes on with it."""
@@ -199,9 +211,12 @@ def _drop_idle(path: Path, *, age: float) -> int:
 class Ingest:
     """A blob being written. Leaving its `with` keeps its bytes for a later `ingest` of the ref, but of `ingest_new`."""
 
-    def __init__(self, path: Path, blobs: Path, ref: str, trace: Trace, *, once: bool = False) -> None:
+    def __init__(
+        self, path: Path, ref: str, *, blobs: Path, appearing: threading.Lock, trace: Trace, once: bool
+    ) -> None:
         self.ref = ref
-        self._path, self._blobs, self._trace, self._once = path, blobs, trace, once
+        self._path, self._blobs, self._appearing = path, blobs, appearing
+        self._trace, self._once = trace, once
         self._ended = False  # nothing of it is left to be dropped
         self._file = self._open()
         self._hash = hashlib.sha256()
@@ -310,13 +325,13 @@ class Ingest:
         return found
 
     def _publish(self, blob: Path, keep: bool) -> None:
-        if keep:
-            self._trace("link")
-            with contextlib.suppress(FileExistsError):
-                os.link(self._path, blob)
-        else:
-            self._trace("rename")
-            os.rename(self._path, blob)
+        self._trace("link" if keep else "rename")
+        with self._appearing:
+            if keep:
+                with contextlib.suppress(FileExistsError):
+                    os.link(self._path, blob)
+            else:
+                os.rename(self._path, blob)
 
     def abort(self) -> None:
         """Drop what was written. Idempotent; after a commit nothing happens, after one that failed it is dropped."""

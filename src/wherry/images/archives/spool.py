@@ -139,8 +139,8 @@ class Spool:
                     head += bytes(piece[: HEAD - len(head)])
                 ingest.write(piece)
             size = ingest.offset
+            self._lease.note(ingest.digest)
             found = ingest.commit(expected)
-            self._lease.note(found)
         finally:
             ingest.abort()
         return File(found, size, detect(head))
