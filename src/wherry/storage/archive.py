@@ -181,6 +181,7 @@ class TarReader:
         self._left = 0  # stored bytes of the present entry not yet given
         self._padding = 0
         self._entry: Entry | None = None
+        self.marked = False  # the end-of-archive marker was met: the input did not just end
 
     def __iter__(self) -> Iterator[Entry]:
         while (entry := self.next()) is not None:
@@ -257,6 +258,7 @@ class TarReader:
             raise InvalidParameter(f"{self._what}: ends after an extended header, before the entry it belongs to")
         if 0 < len(block) < BLOCK:
             raise InvalidParameter(f"{self._what}: truncated: ends in the middle of a header")
+        self.marked = bool(block)
         second = self._stream.take(BLOCK) if block else b""
         if len(second) == BLOCK and second != ZERO:
             raise InvalidParameter(f"{self._what}: a single zero block stands between entries")

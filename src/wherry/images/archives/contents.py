@@ -95,7 +95,7 @@ class Bundle:
     target: Descriptor
     images: Sequence[Packed]
     names: Sequence[Reference] = ()
-    attached: frozenset[Digest] = frozenset()  # besides the images: indexes, and manifests of no image with their blobs
+    attached: frozenset[Digest] = frozenset()  # besides: indexes within, and manifests of no image with their blobs
 
 
 def chains(diff_ids: Iterable[DiffID]) -> list[ChainID]:
@@ -138,7 +138,7 @@ class _Children:
     others: list[tuple[Descriptor, Manifest]] = field(default_factory=list)  # manifests of no image, with their entry
     indexes: set[Digest] = field(default_factory=set)
     seen: set[Digest] = field(default_factory=set)
-    problem: WherryError | None = None  # the first entry that could not be used
+    problem: InvalidParameter | None = None  # the first entry that could not be used
 
 
 class _Reader:
@@ -274,7 +274,7 @@ class _Reader:
         raise found.problem or NotFound(f"no image for linux in the index {raw.digest} of the archive")
 
     def _of_index(self, raw: Raw, found: _Children, chosen: list[Packed]) -> Bundle:
-        attached = {raw.digest, *found.indexes}
+        attached = set(found.indexes)
         manifests = {image.manifest.digest for image in chosen}
         for entry, manifest in found.others:
             about = (entry.annotations or {}).get(ATTESTED)
@@ -283,6 +283,8 @@ class _Reader:
             blobs = {blob.digest for blob in (manifest.config, *manifest.layers)}
             if all(self._blob(blob) for blob in blobs):
                 attached |= {entry.digest, *blobs}
+            else:
+                self._pass_over(Missing(f"blobs of the manifest {entry.digest} are missing"), found)
         return Bundle(target=raw.descriptor, images=chosen, attached=frozenset(attached))
 
     def _walk(self, index: Index, found: _Children, depth: int) -> None:
@@ -296,7 +298,7 @@ class _Reader:
             opened = self._document(entry)
             if opened is None:
                 missing = Missing(f"invalid image archive: the manifest {entry.digest} is missing")
-                found.problem = found.problem or missing
+                self._pass_over(missing, found)
                 continue
             raw, document = opened
             if isinstance(document, Index):
@@ -312,12 +314,18 @@ class _Reader:
         try:
             image = self._image(raw, manifest)
         except (Missing, Foreign) as exc:
-            found.problem = found.problem or exc
+            self._pass_over(exc, found)
             return
         if image.manifest.digest == raw.digest:
             found.images.append(image)
         else:  # another manifest stands for it: the index's own cannot be passed on whole
-            found.problem = found.problem or Missing(f"invalid image archive: layers of {raw.digest} are missing")
+            self._pass_over(Missing(f"invalid image archive: layers of {raw.digest} are missing"), found)
+
+    def _pass_over(self, problem: InvalidParameter, found: _Children) -> None:
+        """Not all that an index names need be there; but of an archive that was cut that would be a half."""
+        if not self._archive.whole and isinstance(problem, Missing):
+            raise InvalidParameter(f"image archive is truncated: it has no end, and {problem.message}")
+        found.problem = found.problem or problem
 
     def _image(self, raw: Raw, manifest: Manifest) -> Packed:
         """The image of `manifest`; of one whose blobs are nowhere, while what they unpack to is, by another one."""

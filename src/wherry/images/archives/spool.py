@@ -44,6 +44,7 @@ class Archive:
     files: dict[str, File] = field(default_factory=dict)
     links: dict[str, str] = field(default_factory=dict)
     blobs: dict[Digest, File] = field(default_factory=dict)
+    whole: bool = True  # it has an end; one that just stops between two files may have been cut there
 
     def find(self, name: str) -> File | None:
         """By name as a document gives it, links followed."""
@@ -97,6 +98,7 @@ class Spool:
             self._take(archive, reader, entry)
         if not self._consumed:
             raise InvalidParameter("image archive is empty")
+        archive.whole = reader.marked
         return archive
 
     def _bounded(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
