@@ -107,6 +107,10 @@ class Guard:
         self._config = config
         self._rules = Rules(config)
 
+    @property
+    def issues_tokens(self) -> bool:
+        return self._tokens is not None
+
     async def authorise(self, request: web.Request, wanted: Sequence[Access]) -> str:
         scheme, _, value = request.headers.get("Authorization", "").partition(" ")
         match scheme.lower():

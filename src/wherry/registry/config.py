@@ -16,9 +16,10 @@ from typing import Any, NoReturn
 import msgspec
 
 from wherry.errors import InvalidParameter
-from wherry.registry import access, quota, retention, upstream
+from wherry.registry import access, notify, quota, retention, upstream
 from wherry.registry.access import AuthConfig
 from wherry.registry.collect import GRACE
+from wherry.registry.notify import WebhookConfig
 from wherry.registry.quota import QuotaConfig
 from wherry.registry.retention import RetentionRule
 from wherry.registry.upstream import UpstreamConfig
@@ -55,6 +56,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_u
     gc: GCConfig = GCConfig()
     retention: list[RetentionRule] = []
     upstreams: dict[str, UpstreamConfig] = {}
+    webhooks: list[WebhookConfig] = []
+    metrics: bool = True  # /metrics, for who may list the catalog
+    page: bool = True  # the web page at /
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +182,7 @@ def check(config: Config) -> None:
         quota.check(config.quota)
     retention.check(config.retention)
     upstream.check(config.upstreams)
+    notify.check(config.webhooks)
     if config.auth is not None:
         access.check(config.auth)
         _check_secrecy(config, config.auth)

@@ -219,6 +219,10 @@ class FolderStore:
     def forget(self, upload: FolderUpload) -> None:
         self.open_uploads.pop(upload.id, None)
 
+    async def count_uploads(self) -> int:
+        """How many were begun and not ended."""
+        return len(await settle(self._touched))
+
     async def expire_uploads(self) -> int:
         """Remove uploads nobody went on with; how many."""
         limit = self._clock() - UPLOAD_LIFE * 10**9

@@ -29,7 +29,6 @@ from wherry.registry.lock import FolderLock
 from wherry.registry.policies import (
     Collector,
     Policies,
-    add_token_endpoint,
     follow_certificate,
     open_policies,
     server_context,
@@ -157,9 +156,9 @@ async def open_server(
         context = await settle(server_context, config.tls)
         background.spawn(follow_certificate(context, config.tls), name="the registry's certificate")
     background.spawn(_tidy(folder), name="uploads that expired")
-    app = build_app(store, hooks=policies.hooks())
-    if policies.guard is not None and config.auth is not None and config.auth.tokens:
-        add_token_endpoint(app, policies.guard)
+    hooks = policies.hooks()
+    app = build_app(store, hooks=hooks)
+    policies.add_to(app, hooks)
     await serve_admin(policies, Path(config.root), down)
     return policies, await listen(app, [parse_address(text) for text in config.listen], down, context=context)
 

@@ -27,6 +27,7 @@ import msgspec
 
 from wherry.errors import InvalidParameter
 from wherry.registry.hooks import Happening
+from wherry.registry.metrics import Family, labelled
 
 log = logging.getLogger(__name__)
 
@@ -228,6 +229,26 @@ class Notifier:
             made = event(happening, host=self._host, at=self._clock())
             for endpoint in wanting:
                 endpoint.put(made)
+
+    def families(self) -> list[Family]:
+        """How the endpoints do, for the metrics."""
+        ends = self.endpoints
+        return [
+            labelled(
+                "webhook_events_waiting",
+                "Events not delivered yet.",
+                "url",
+                {each.url: each.waiting for each in ends},
+                kind="gauge",
+            ),
+            labelled("webhook_events_sent_total", "Events delivered.", "url", {each.url: each.sent for each in ends}),
+            labelled(
+                "webhook_events_dropped_total", "Events given up.", "url", {each.url: each.dropped for each in ends}
+            ),
+            labelled(
+                "webhook_failures_total", "Requests made again.", "url", {each.url: each.failures for each in ends}
+            ),
+        ]
 
     async def deliver(self) -> None:
         """For ever: every endpoint by its own task."""

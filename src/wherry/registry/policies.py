@@ -1,6 +1,7 @@
 """Policies put together: from a registry's configuration to the server's hooks, and what runs beside it.
 
-    auth, quota, read-only, upstreams -> Hooks        retention, gc -> a task        auth.tokens -> /token
+    auth, quota, read-only, upstreams, webhooks -> Hooks      auth.tokens -> /token
+    retention, gc, webhooks -> tasks                          metrics -> /metrics      page -> /
 
 `reload` follows a changed configuration: rules, quota, read-only mode, retention. The rest is read at the start.
 """
@@ -21,12 +22,14 @@ from wherry.registry import collect, retention
 from wherry.registry.access import Guard
 from wherry.registry.collect import Collected
 from wherry.registry.config import Config, TLSConfig
-from wherry.registry.errors import problem_of
 from wherry.registry.folder import FolderStore
 from wherry.registry.hooks import Access, Happening, Hooks, allow
+from wherry.registry.metrics import Family, Metrics, gauge
+from wherry.registry.notify import Notifier
+from wherry.registry.notify import make as make_notifier
+from wherry.registry.page import Page, refusing
 from wherry.registry.passwords import Passwords
 from wherry.registry.quota import Limits
-from wherry.registry.server import refuse
 from wherry.registry.store import RegistryStore
 from wherry.registry.tokens import Tokens, load_key
 from wherry.registry.upstream import Upstreams, make
@@ -45,6 +48,8 @@ class Policies:
         self.config = config
         self.guard: Guard | None = None
         self.upstreams: Upstreams | None = None
+        self.notifier: Notifier | None = None
+        self.metrics = Metrics()
         self.limits = Limits(store.usage, quota=config.quota, read_only=config.read_only)
         self._store = store
         self._folder = folder
@@ -80,6 +85,37 @@ class Policies:
     def _happened(self, happening: Happening) -> None:
         if happening.action != "pull":
             self.limits.forget()
+        self.metrics.happened(happening)
+        if self.notifier is not None:
+            self.notifier.happened(happening)
+
+    def add_to(self, app: web.Application, hooks: Hooks) -> None:
+        """The paths outside of /v2/, and the measuring of all."""
+        if self.guard is not None and self.guard.issues_tokens:
+            add_token_endpoint(app, self.guard)
+        if self.config.page:
+            Page(self._store, hooks).add_to(app)
+        if self.config.metrics:
+
+            async def get(request: web.Request) -> web.StreamResponse:
+                await hooks.authorise(request, [Access("", "*")])
+                return await self.metrics.get(request)
+
+            self.metrics.look_at(self._look)
+            app.middlewares.append(self.metrics.measure)
+            app.router.add_get("/metrics", refusing(get))
+
+    async def _look(self) -> list[Family]:
+        """What is a state and not a count."""
+        found = [
+            gauge("storage_bytes", "Bytes of all blobs, each counted once.", await self._store.usage("")),
+            gauge("uploads_open", "Uploads that were begun and not ended.", await self._folder.count_uploads()),
+        ]
+        if self.notifier is not None:
+            found += self.notifier.families()
+        if self.upstreams is not None:
+            found += self.upstreams.families()
+        return found
 
     def reload(self, config: Config) -> None:
         """Follow `config`, which was checked."""
@@ -146,27 +182,24 @@ async def open_policies(
         upstreams = {name: await settle(make, name, each, registry) for name, each in config.upstreams.items()}
         default = next((name for name, each in config.upstreams.items() if each.default), "")
         made.upstreams = Upstreams(upstreams, folder, background, default=default)
+    if config.webhooks:
+        made.notifier = await settle(lambda: make_notifier(config.webhooks, host=_base(config)))
+        background.spawn(made.notifier.deliver(), name="webhooks of the registry")
     background.spawn(made.tidy(), name="retention and garbage collection of the registry")
     return made
 
 
 def add_token_endpoint(app: web.Application, guard: Guard) -> None:
     """`/token`, with the registry's own errors."""
+    app.router.add_get("/token", refusing(guard.get_token))
+    app.router.add_post("/token", refusing(guard.post_token))
 
-    async def get(request: web.Request) -> web.StreamResponse:
-        try:
-            return await guard.get_token(request)
-        except WherryError as exc:
-            return refuse(problem_of(exc), request)
 
-    async def post(request: web.Request) -> web.StreamResponse:
-        try:
-            return await guard.post_token(request)
-        except WherryError as exc:
-            return refuse(problem_of(exc), request)
-
-    app.router.add_get("/token", get)
-    app.router.add_post("/token", post)
+def _base(config: Config) -> str:
+    """How clients reach the registry, as far as is known."""
+    if config.auth is not None and config.auth.external_url:
+        return config.auth.external_url.rstrip("/")
+    return f"http{'s' if config.tls else ''}://{config.name or config.listen[0]}"
 
 
 def server_context(config: TLSConfig) -> ssl.SSLContext:

@@ -33,6 +33,7 @@ from wherry.errors import Failed, InvalidParameter, NotFound, WherryError
 from wherry.reference import DEFAULT_DOMAIN, Reference
 from wherry.registry.errors import Code, Problem, manifest_unknown
 from wherry.registry.folder import FolderStore, FolderUpload
+from wherry.registry.metrics import Family, gauge, labelled
 from wherry.spec.distribution import ANONYMOUS, Auth
 from wherry.spec.image import ACCEPT, Descriptor, Manifest, decode_manifest
 
@@ -130,6 +131,14 @@ class Upstreams:
         self._checked: dict[tuple[str, str], float] = {}
         self._absent: dict[tuple[str, str], float] = {}
         self._fetching: dict[Digest, _Fetching] = {}
+        self._counts = {"hit": 0, "miss": 0, "renewed": 0, "stale": 0}
+
+    def families(self) -> list[Family]:
+        """How the cache does, for the metrics."""
+        return [
+            labelled("cache_requests_total", "Requests for manifests and blobs of upstreams.", "result", self._counts),
+            gauge("cache_fetching", "Blobs on their way from an upstream.", len(self._fetching)),
+        ]
 
     def locate(self, request: web.Request, repository: str) -> str:
         """Which repository of the store a request is about."""
