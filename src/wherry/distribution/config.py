@@ -104,15 +104,19 @@ def check(config: RegistryConfig) -> None:
     check_proxy("http-proxy", config.proxies.http)
     check_proxy("https-proxy", config.proxies.https)
     for entry in config.insecure:
-        if "://" in entry:
-            raise InvalidParameter(f"insecure registry {entry} should not contain '://'")
-        if "/" in entry:
-            try:
-                ipaddress.ip_network(entry, strict=False)
-            except ValueError as exc:
-                raise InvalidParameter(
-                    f"insecure registry {entry} is neither host[:port] nor a network: {exc}"
-                ) from exc
+        _check_place("insecure registry", entry)
+    for entry in config.foreign:
+        _check_place("allow-nondistributable-artifacts registry", entry)
+
+
+def _check_place(what: str, entry: str) -> None:
+    if "://" in entry:
+        raise InvalidParameter(f"{what} {entry} should not contain '://'")
+    if "/" in entry:
+        try:
+            ipaddress.ip_network(entry, strict=False)
+        except ValueError as exc:
+            raise InvalidParameter(f"{what} {entry} is neither host[:port] nor a network: {exc}") from exc
 
 
 def _check_mirror(mirror: str) -> None:

@@ -61,3 +61,16 @@ def test_what_cannot_work_is_refused_at_start_by_name(tmp_path, document, words)
 def test_a_proxy_by_flag_and_file_at_once_is_refused(tmp_path):
     with pytest.raises(InvalidParameter, match="both as a flag and in the configuration file: proxies"):
         read(tmp_path, {"proxies": {}}, "--http-proxy", "x:1")
+
+
+def test_foreign_layers_are_pushed_to_the_registries_that_were_named(tmp_path):
+    flag = "--allow-nondistributable-artifacts"
+    found = read(tmp_path, {}, flag, "r.test:5000", flag, "10.0.0.0/8")
+    assert [found.takes_foreign(host) for host in ("r.test:5000", "10.1.2.3:5000", "r.test", "192.0.2.1:5000")] == [
+        True,
+        True,
+        False,
+        False,
+    ]
+    with pytest.raises(InvalidParameter, match=r"registry 10\.0\.0\.0/99 is neither host\[:port\] nor a network"):
+        read(tmp_path, {"allow-nondistributable-artifacts": ["10.0.0.0/99"]})
