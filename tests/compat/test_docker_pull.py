@@ -286,7 +286,7 @@ LIES = [
 @pytest.mark.timeout(300)
 @pytest.mark.not_dockerd("does not look at the size")
 def test_a_layer_that_never_comes_whole_is_given_up_after_some_tries(engine: Engine, evil: str) -> None:
-    """As in Docker there are five tries, with pauses that grow: more than a minute, so both lies are told at once."""
+    """As in Docker there are five tries, with pauses that grow: half a minute, so both lies are told at once."""
     before = leftovers(engine)
     lies = [engine.docker.start("pull", f"{evil}/{lie}") for lie in ("wrong-size", "truncated")]
     for lie in lies:

@@ -36,6 +36,8 @@ class FakeRegistry:
     cuts: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # digest -> bytes sent, per answer
     failures: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))  # path -> statuses, in order
     ranges: bool = True
+    challenge: str = ""  # said instead of the true one
+    next_page: str = ""  # said to be the next page of tags
     content_ranges: list[str] = field(default_factory=list)  # said instead of the true ones, in order
     redirect: str = ""  # where blobs really are
     headers: dict[str, str] = field(default_factory=dict)  # added to manifests
@@ -110,7 +112,7 @@ class FakeRegistry:
 
     def _challenge(self, text: str) -> web.Response:
         body = {"errors": [{"code": "UNAUTHORIZED", "message": "authentication required", "detail": None}]}
-        return web.json_response(body, status=401, headers={"WWW-Authenticate": text})
+        return web.json_response(body, status=401, headers={"WWW-Authenticate": self.challenge or text})
 
     def basic(self) -> str:
         return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
@@ -182,6 +184,8 @@ class FakeRegistry:
         headers = {}
         if page and page[-1] != names[-1]:
             headers["Link"] = f'</v2/{repository}/tags/list?last={page[-1]}&n=2>; rel="next"'
+        if self.next_page:
+            headers["Link"] = f'<{self.next_page}>; rel="next"'
         return web.json_response({"name": repository, "tags": page}, headers=headers)
 
 

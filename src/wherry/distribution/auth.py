@@ -168,8 +168,12 @@ class Authorizer:
 
     async def _answer(self, challenge: Challenge, scopes: list[str]) -> bytes:
         realm = challenge.parameters.get("realm", "")
-        parts = urlsplit(realm)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(realm)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname)
+        except ValueError:
+            usable = False
+        if not usable:
             raise Failed(f"registry names no usable token server: realm {realm[:200]!r}")
         secret = self._auth.username or self._auth.identitytoken
         if secret and parts.scheme == "http" and not self._plain:

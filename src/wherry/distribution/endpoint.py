@@ -213,8 +213,11 @@ class Connection:
             raise
 
     def _redirected(self, url: str, location: str) -> str:
-        target = urljoin(url, location)
-        scheme = urlsplit(target).scheme
+        try:
+            target = urljoin(url, location)
+            scheme = urlsplit(target).scheme
+        except ValueError as exc:
+            raise Failed(f"registry redirects {url} to {location[:200]!r}: {exc}") from exc
         if scheme not in ("http", "https"):
             raise Failed(f"registry redirects {url} to {target[:200]}, which is neither http nor https")
         if scheme == "http" and url.startswith("https:") and self.endpoint.verify:

@@ -127,8 +127,12 @@ class Repository:
     @asynccontextmanager
     async def elsewhere(self, url: str) -> AsyncIterator[Connection]:
         """A connection without credentials to the host of `url`, which a manifest names. Raises Failed for no URL."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
+        try:
+            parts = urlsplit(url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and "@" not in parts.netloc
+        except ValueError:
+            usable = False
+        if not usable:
             raise Failed(f"the manifest names {url[:200]!r}, which is neither an http nor an https URL")
         verify = not await is_insecure(self._config, parts.netloc)
         endpoint = Endpoint(base=f"{parts.scheme}://{parts.netloc}", host=parts.netloc, verify=verify)

@@ -146,7 +146,10 @@ def _start(response: aiohttp.ClientResponse, offset: int, size: int) -> int:
 
 def _page(link: str, before: str) -> str:
     """The path of the next page; a page that does not move on ends the list."""
-    parts = urlsplit(link)
+    try:
+        parts = urlsplit(link)
+    except ValueError:
+        return ""
     last = parse_qs(parts.query).get("last")
     base = before.partition("?")[0]
     following = f"{base}?{parts.query}"

@@ -151,3 +151,10 @@ async def test_a_realm_that_is_no_web_address_is_refused(realm):
     auth.learn([Challenge("bearer", {"realm": realm})])
     with pytest.raises(Failed, match="realm"):
         await auth.header(("s",))
+
+
+@given(st.lists(st.text(alphabet=st.sampled_from('Bearrealm="\\,; \t=')) | st.text(), max_size=3))
+def test_a_header_of_any_form_is_read_without_an_error(headers: list[str]):
+    for challenge in parse_challenges(headers):
+        assert challenge.scheme
+        assert challenge.scheme == challenge.scheme.lower()

@@ -500,3 +500,45 @@ async def test_a_small_document_is_checked_against_digest_and_size(registry):
             await source.document(Descriptor(digest=digest(b"asked"), size=5))  # type: ignore[arg-type]
         with pytest.raises(Failed, match="the limit is"):
             await source.document(Descriptor(digest=digest(data), size=MAX_DOCUMENT + 1))  # type: ignore[arg-type]
+
+
+# --- nonsense where a URL should be -----------------------------------------------------------------------------------
+
+BAD_URLS = ["http://[::1", "http://x:port/", "http://x:99999999/", "http://", "//", "http://\udcff/", "http://a b/"]
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
+async def test_a_redirect_to_nonsense_is_an_error_in_words(registry, url):
+    registry.redirect = url.encode("utf-8", "replace").decode()
+    wanted = Descriptor(digest=digest(DATA), size=10)  # type: ignore[arg-type]
+    async with open_source(RegistryConfig(), named(registry), ANONYMOUS) as source:
+        with pytest.raises(WherryError):
+            await source.document(wanted)
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
+async def test_a_token_server_that_is_nonsense_is_an_error_in_words(registry, url):
+    registry.auth = "basic"
+    registry.challenge = f'Bearer realm="{url.encode("utf-8", "replace").decode()}",service="s"'
+    with pytest.raises(WherryError):
+        await manifest(registry, auth=ANN)
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
+async def test_a_layers_address_that_is_nonsense_is_an_error_in_words(registry, url):
+    wanted = Descriptor(digest=digest(DATA), size=len(DATA), urls=[url])  # type: ignore[arg-type]
+    async with open_source(RegistryConfig(), named(registry), ANONYMOUS) as source:
+        with pytest.raises(WherryError):
+            await fetch(source, wanted, Memory(), received=lambda _: None, pausing=lambda _: None, sleep=no_sleep)
+
+
+async def no_sleep(seconds: float) -> None:
+    pass
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
+async def test_a_next_page_that_is_nonsense_ends_the_list(registry, url):
+    registry.add("x", "1", make([]))
+    registry.next_page = url.encode("utf-8", "replace").decode()
+    async with open_source(RegistryConfig(), named(registry), ANONYMOUS) as source:
+        assert await source.tags() == ["1"]
