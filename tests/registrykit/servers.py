@@ -32,11 +32,12 @@ OURS = "import sys; from wherry.registry.main import main; sys.exit(main(sys.arg
 class Server:
     """A running registry. `kill` and `start` work on the same folder and port."""
 
-    def __init__(self, root: Path, argv: Sequence[str], listens: str) -> None:
+    def __init__(self, root: Path, words: Sequence[str], listens: str, *, keep: Sequence[int] = ()) -> None:
         self.root = root
         self.port = 0
-        self._words = argv  # {port} in them is replaced
-        self._listens = re.compile(listens)
+        self.words = words  # of the command line; {port} in them is replaced
+        self.listens = listens  # a pattern of what it says when it does, with the port as its group
+        self._keep = keep  # descriptors the process has, too
         self._log = root / "log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -51,7 +52,7 @@ class Server:
 
     @property
     def argv(self) -> list[str]:
-        return [word.format(port=self.port) for word in self._words]
+        return [word.format(port=self.port) for word in self.words]
 
     def client(self) -> Client:
         return Client("127.0.0.1", self.port)
@@ -68,11 +69,12 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
+                pass_fds=self._keep,
                 env={**os.environ, "OTEL_TRACES_EXPORTER": "none"},
             )
         until = time.monotonic() + START
         while time.monotonic() < until and self._process.poll() is None:
-            if match := self._listens.search(self.log()[seen:]):
+            if match := re.search(self.listens, self.log()[seen:]):
                 self.port = int(match[1])
                 return
             time.sleep(0.02)
