@@ -19,7 +19,7 @@ from pathlib import Path
 
 from wherry.distribution.proxy import DIRECT, Proxies, check_proxy
 from wherry.errors import Failed, InvalidParameter
-from wherry.reference import DEFAULT_DOMAIN
+from wherry.reference import DEFAULT_DOMAIN, LEGACY_DOMAIN
 
 HUB = "registry-1.docker.io"  # where docker.io's registry really is
 LOOPBACK = (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))
@@ -49,7 +49,11 @@ class RegistryConfig:
     user_agent: str = "wherry"
 
     def host(self, name: str) -> HostConfig:
-        return self.hosts.get(name, _NOTHING_SAID)
+        """What was said of host[:port]; of docker.io's real addresses what was said of docker.io."""
+        found = self.hosts.get(name)
+        if found is None and name in (HUB, LEGACY_DOMAIN):
+            found = self.hosts.get(DEFAULT_DOMAIN)
+        return found or _NOTHING_SAID
 
     def mirrors_of(self, domain: str) -> list[str]:
         """URLs, in the order they are asked."""
@@ -95,6 +99,10 @@ def check(config: RegistryConfig) -> None:
     for name, host in config.hosts.items():
         if "/" in name or not name:
             raise InvalidParameter(f"invalid registry {name!r} in registries: want host[:port]")
+        if name == LEGACY_DOMAIN:
+            raise InvalidParameter(f"registries: {name} is called {DEFAULT_DOMAIN}")
+        if name == DEFAULT_DOMAIN and host.insecure:
+            raise InvalidParameter(f"registries: {name} cannot be insecure")
         for mirror in host.mirrors:
             _check_mirror(mirror)
         if host.ca is not None and not host.ca.is_file():

@@ -179,6 +179,26 @@ def test_a_setting_that_can_never_be_right_is_refused_at_start(host):
         check(RegistryConfig(hosts={"https://r.test": HostConfig()}))
 
 
+async def test_what_is_said_of_docker_io_holds_at_its_real_address():
+    config = RegistryConfig(hosts={"docker.io": HostConfig(proxy="http://p.test:1")})
+    check(config)
+    (endpoint,) = await endpoints(config, "docker.io")
+    assert endpoint.host == "registry-1.docker.io"
+    assert config.proxy(endpoint, f"{endpoint.base}/v2/") == "http://p.test:1"
+
+
+@pytest.mark.parametrize(
+    ("name", "host", "words"),
+    [
+        ("docker.io", HostConfig(insecure=True), "cannot be insecure"),
+        ("index.docker.io", HostConfig(), "is called docker.io"),
+    ],
+)
+def test_what_docker_io_cannot_be_is_refused_at_start(name, host, words):
+    with pytest.raises(InvalidParameter, match=words):
+        check(RegistryConfig(hosts={name: host}))
+
+
 def test_a_ca_that_is_not_there_is_named_at_start(tmp_path):
     with pytest.raises(InvalidParameter, match=r"CA certificate .*none\.pem of r\.test"):
         check(RegistryConfig(hosts={"r.test": HostConfig(ca=tmp_path / "none.pem")}))
