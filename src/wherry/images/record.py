@@ -95,6 +95,21 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unusable:
+    """An image that is recorded and cannot be used; it keeps what it has until it is mended or forgotten."""
+
+    id: ImageID
+    why: str
+    row: "ImageRow | None"  # None: it cannot be read either
+    names: tuple[str, ...] = ()  # what is tagged with it
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return self.names[0] if self.names else self.id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ImageRow:
     manifests: list[Descriptor]
     layers: list[Layer]

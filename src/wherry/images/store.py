@@ -18,7 +18,7 @@ import msgspec
 from wherry.aio import finish, settle
 from wherry.digest import ChainID, Digest, is_digest
 from wherry.errors import Corrupt, InvalidParameter, NotFound, WherryError
-from wherry.images.record import Image, ImageID, ImageRow, TagRow, Target, decode, encode, encode_target
+from wherry.images.record import Image, ImageID, ImageRow, TagRow, Target, Unusable, decode, encode, encode_target
 from wherry.reference import Reference, is_identifier, parse
 from wherry.spec.image import MAX_DOCUMENT, Descriptor, Platform, decode_config, host_platform, parse_platform, rank
 from wherry.state import Change, Delete, Put, State
@@ -33,32 +33,59 @@ MIN_PREFIX = 1  # hex digits of an ID that are enough when they are unique
 
 class ImageStore:
     def __init__(self, state: State, content: ContentStore) -> None:
-        """Load all rows (blocking). An image whose config is gone or damaged is left out, with a word in the log."""
+        """Load all rows (blocking). An image whose config is gone or damaged is `unusable`, with a word in the log."""
         self._state = state
+        self._content = content
         self._lock = asyncio.Lock()
-        self.complete = True  # every row could be read
         self._images: dict[ImageID, Image] = {}
         self._targets: dict[str, Target] = {}
         self._names: dict[ImageID, set[str]] = {}
+        self.unusable: dict[ImageID, Unusable] = {}
+        self._kept: set[Digest] = set()  # what names of unusable images need
+        self.lost: dict[str, str] = {}  # names that stand for nothing that is here -> why
         for key, raw in state.rows("images").items():
-            try:
-                self._images[ImageID(key)] = _load(content, ImageID(key), decode(raw))
-            except (WherryError, msgspec.MsgspecError, OSError) as exc:
-                log.error("image %s cannot be used and is left out: %s", key, exc)
-                self.complete = False
+            self._load_image(ImageID(key), raw)
         for name, raw in state.rows("tags").items():
-            self._load_target(name, msgspec.json.decode(raw, type=TagRow))
+            self._load_target(name, raw)
         for image_id in self._names:
             self._refresh(image_id)
+        for image in self.unusable.values():
+            log.error("image %s cannot be used: %s: run `wherry system check --repair`", image.name, image.why)
+        for name, why in self.lost.items():
+            log.error("%s names no image any more: %s: run `wherry system check --repair`", name, why)
 
-    def _load_target(self, name: str, row: TagRow) -> None:
+    @property
+    def complete(self) -> bool:
+        """It is known of every recorded image what it needs."""
+        return not self.lost and all(image.row is not None for image in self.unusable.values())
+
+    def _load_image(self, image_id: ImageID, raw: bytes) -> None:
+        row: ImageRow | None = None
+        try:
+            row = decode(raw)
+            self._images[image_id] = _load(self._content, image_id, row)
+        except (WherryError, msgspec.MsgspecError, OSError) as exc:
+            self.unusable[image_id] = Unusable(id=image_id, why=str(exc), row=row)
+
+    def _load_target(self, name: str, raw: bytes) -> None:
+        try:
+            row = msgspec.json.decode(raw, type=TagRow)
+        except msgspec.MsgspecError as exc:
+            self.lost[name] = f"its record cannot be read: {exc}"
+            return
         here = tuple(image_id for image_id in (row.id, *row.others) if image_id in self._images)
-        for lost in {row.id, *row.others} - set(here):
-            log.error("tag %s names image %s, which is not there", name, lost)
-            self.complete = False
+        for image_id in (row.id, *row.others):
+            if (bad := self.unusable.get(image_id)) is not None:
+                self.unusable[image_id] = replace(bad, names=(*bad.names, name))
+            elif image_id not in self._images:
+                log.error("%s names image %s, which is not recorded", name, image_id)
         if here:
             descriptor = row.target or self._images[here[0]].manifest
             self._link(Target(name=name, descriptor=descriptor, images=here, blobs=frozenset(row.blobs)))
+        elif not any(image_id in self.unusable for image_id in (row.id, *row.others)):
+            self.lost[name] = f"image {row.id} is not recorded"
+        else:
+            self._kept |= {*row.blobs, *([row.target.digest] if row.target else [])}
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
@@ -139,7 +166,11 @@ class ImageStore:
         for target in self._targets.values():
             digests.add(target.descriptor.digest)
             digests |= target.blobs
-        return digests, chains
+        for bad in self.unusable.values():
+            if bad.row is not None:
+                digests |= {Digest(bad.id), *bad.row.blobs}
+                chains.update(layer.chain for layer in bad.row.layers)
+        return digests | self._kept, chains
 
     # --- changing -----------------------------------------------------------------------------------------------------
 
@@ -192,7 +223,10 @@ class ImageStore:
             tags = [Put("tags", target.name, encode_target(target)) for target in targets]
             await settle(self._state.write, *rows, *tags, *also)
             self._images |= merged
+            for image_id in merged:
+                self.unusable.pop(image_id, None)
             for target in targets:
+                self.lost.pop(target.name, None)
                 self._assign(target)
             for image_id in merged:
                 self._refresh(image_id)
@@ -216,6 +250,45 @@ class ImageStore:
             images=tuple(image.id for image in line),
             blobs=blobs | old.blobs if old else blobs,
         )
+
+    async def revive(self, image_id: ImageID) -> bool:
+        """Use an unusable image again, when what it lacked is there; whether it is."""
+        return await finish(self._revive(image_id))
+
+    async def _revive(self, image_id: ImageID) -> bool:
+        async with self._lock:
+            bad = self.unusable.get(image_id)
+            if bad is None or bad.row is None:
+                return image_id in self._images
+            try:
+                self._images[image_id] = await settle(_load, self._content, image_id, bad.row)
+            except (WherryError, OSError) as exc:
+                self.unusable[image_id] = replace(bad, why=str(exc))
+                return False
+            del self.unusable[image_id]
+            rows = await settle(self._state.rows, "tags")
+            for name in bad.names:
+                if name not in self._targets and name in rows:
+                    self._load_target(name, rows[name])
+            self._refresh(image_id)
+            return True
+
+    async def forget(self, image_id: ImageID) -> None:
+        """Drop the record of an unusable image, and the names that stand for nothing else."""
+        bad = self.unusable[image_id]
+        gone = [name for name in bad.names if name not in self._targets]
+        await finish(self._forget(Delete("images", image_id), *(Delete("tags", name) for name in gone)))
+
+    async def forget_name(self, name: str) -> None:
+        """Drop the record of a name that is `lost`."""
+        await finish(self._forget(Delete("tags", name)))
+
+    async def _forget(self, *changes: Delete) -> None:
+        async with self._lock:
+            await settle(self._state.write, *changes)
+            for change in changes:
+                self.unusable.pop(ImageID(change.key), None)
+                self.lost.pop(change.key, None)
 
     async def tag(self, name: str, reference: Reference) -> Image:
         """Let `reference` stand for all that `name` (a reference or an ID) stands for. Raises as `get`."""

@@ -10,6 +10,7 @@ from wherry.images.garbage import collect_all, pinned, release
 from wherry.images.upkeep.prune import prune
 from wherry.images.upkeep.recover import recover
 from wherry.images.upkeep.remove import ContainerUse, remove
+from wherry.state import Put
 
 BASE = {"base": b"0"}
 ONE = make([BASE, {"a": b"1"}])
@@ -244,12 +245,23 @@ async def test_recovery_drops_what_a_dead_daemon_was_doing_and_nothing_else(worl
     assert not world.deps.content.has(orphan)
 
 
-async def test_recovery_sweeps_nothing_while_an_image_cannot_be_read(world: World):
+async def test_recovery_keeps_what_an_image_has_that_cannot_be_used(world: World):
     await world.put(ONE, "x")
     orphan = world.deps.content.write(b"orphan")
     path = world.root / "blobs" / "sha256" / ONE.id[7:]
     path.chmod(0o600)
     path.write_bytes(b"{}")
+    world.open()
+    await recover(world.deps)
+    assert not world.deps.content.has(orphan)
+    assert world.held()["blobs"] == {ONE.digest, *ONE.blobs}
+    assert len(list(world.snapshots.chains())) == 2
+
+
+async def test_recovery_sweeps_nothing_while_a_record_cannot_be_read(world: World):
+    await world.put(ONE, "x")
+    orphan = world.deps.content.write(b"orphan")
+    world.state.write(Put("images", ONE.id, b"{"))
     world.open()
     await recover(world.deps)
     assert world.deps.content.has(orphan)

@@ -4,9 +4,12 @@ import pytest
 
 from imagekit.making import make
 from imagekit.world import World
+from wherry.digest import Digest
 from wherry.errors import InvalidParameter, NotFound
+from wherry.images.record import ImageID
 from wherry.images.upkeep.tag import tag
 from wherry.reference import parse
+from wherry.state import Put
 
 ONE = make([{"a": b"1"}])
 TWO = make([{"a": b"2"}], architecture="arm64")
@@ -108,10 +111,51 @@ async def test_an_image_whose_config_is_damaged_is_left_out_and_the_others_are_t
     path.chmod(0o600)
     path.write_bytes(b"{}")
     world.open()
-    assert [image.id for image in world.deps.store.all()] == [TWO.id]
-    assert not world.deps.store.complete
+    store = world.deps.store
+    assert [image.id for image in store.all()] == [TWO.id]
+    assert store.complete
+    assert [(image.id, image.names) for image in store.unusable.values()] == [(ONE.id, ("x:latest",))]
+    assert "is damaged on disk" in store.unusable[ImageID(ONE.id)].why
     with pytest.raises(NotFound):
-        world.deps.store.get("x")
+        store.get("x")
+    assert not await store.revive(ImageID(ONE.id))
+    path.write_bytes(ONE.config)
+    assert await store.revive(ImageID(ONE.id))
+    assert store.get("x").id == ONE.id
+    assert not store.unusable
+
+
+async def test_an_image_that_is_pulled_again_is_usable_again(world: World):
+    await world.put(ONE, "x")
+    world.deps.content.delete(Digest(ONE.id))
+    world.open()
+    assert list(world.deps.store.unusable) == [ONE.id]
+    await world.put(ONE, "x")
+    assert not world.deps.store.unusable
+    assert world.deps.store.get("x").repo_tags == ("x:latest",)
+
+
+async def test_an_unusable_image_is_forgotten_with_the_names_that_mean_nothing_else(world: World):
+    await world.put(ONE, "x", "y")
+    await world.put(TWO, "z")
+    world.deps.content.delete(Digest(ONE.id))
+    world.open()
+    await world.deps.store.tag("z", parse("y:latest"))
+    await world.deps.store.forget(ImageID(ONE.id))
+    world.open()
+    assert not world.deps.store.unusable
+    assert sorted(target.name for target in world.deps.store.targets()) == ["y:latest", "z:latest"]
+
+
+@pytest.mark.parametrize("raw", [b"no json", b'{"id": "sha256:1"}', b"[]"])  # no record, of no image
+async def test_a_name_that_stands_for_nothing_is_lost_and_can_be_forgotten(world: World, raw: bytes):
+    world.state.write(Put("tags", "x:latest", raw))
+    world.open()
+    assert list(world.deps.store.lost) == ["x:latest"]
+    assert not world.deps.store.complete
+    await world.deps.store.forget_name("x:latest")
+    world.open()
+    assert not world.deps.store.lost
 
 
 async def test_the_same_config_by_another_manifest_is_one_image_that_keeps_both(world: World):
