@@ -45,6 +45,8 @@ class PushRegistry:
     stores_as: str = ""  # the digest it claims to have stored
     delay: Callable[[], Awaitable[None]] | None = None
     headers: dict[str, str] = field(default_factory=dict)  # of failures
+    grants: Callable[[str], bool] | None = None  # a token is wanted, which is good for the scopes this says yes to
+    asked_scopes: list[list[str]] = field(default_factory=list)  # by each request for a token
     base: str = ""
 
     @property
@@ -59,6 +61,7 @@ class PushRegistry:
     def app(self) -> web.Application:
         app = web.Application(middlewares=[self._watch], client_max_size=0)
         app.router.add_get("/v2/", self._ping)
+        app.router.add_get("/token", self._token)
         app.router.add_head("/v2/{repository:.+}/blobs/{digest}", self._has_blob)
         app.router.add_post("/v2/{repository:.+}/blobs/uploads/", self._begin)
         app.router.add_get(PLACE, self._status)
@@ -84,7 +87,26 @@ class PushRegistry:
             return web.Response(status=status or 500, headers=self.headers)
         if self.delay is not None:
             await self.delay()
+        if self.grants is not None and (refusal := self._check(request)) is not None:
+            return refusal
         return await handler(request)
+
+    def _check(self, request: web.Request) -> web.Response | None:
+        granted = request.headers.get("Authorization", "").removeprefix("Bearer ").split("|")
+        repository = request.match_info.get("repository")
+        if request.path == "/token" or (granted != [""] and f"repository:{repository}:pull,push" in granted):
+            return None
+        challenge = f'Bearer realm="{self.base}/token",service="fake"'
+        if granted != [""]:
+            challenge += ',error="insufficient_scope"'
+        return web.Response(status=401, headers={"WWW-Authenticate": challenge})
+
+    async def _token(self, request: web.Request) -> web.Response:
+        scopes = request.query.getall("scope", [])
+        self.asked_scopes.append(scopes)
+        assert self.grants is not None
+        granted = [scope for scope in scopes if self.grants(scope)]
+        return web.json_response({"token": "|".join(granted) or "nothing"})
 
     async def _ping(self, request: web.Request) -> web.Response:
         return web.json_response({})

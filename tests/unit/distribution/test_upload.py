@@ -140,6 +140,24 @@ async def test_only_a_few_repositories_are_asked(registry: PushRegistry, watch: 
     assert len(registry.asked("POST")) == 3
 
 
+async def test_a_mount_asks_for_leave_to_read_the_other_repository_as_well(registry: PushRegistry, watch: Watch):
+    registry.grants = lambda scope: True
+    registry.blobs["other", digest(DATA)] = DATA
+    assert await send(registry, watch, DATA, ["other"]) == (Outcome.MOUNTED, "other")
+    assert registry.asked_scopes == [
+        ["repository:team/x:pull,push"],
+        ["repository:team/x:pull,push", "repository:other:pull"],
+    ]
+
+
+async def test_who_may_not_push_is_told_so_in_dockers_words(registry: PushRegistry, watch: Watch):
+    registry.grants = lambda scope: False
+    with pytest.raises(Refused) as caught:
+        await send(registry, watch, DATA)
+    assert caught.value.message == "denied: requested access to the resource is denied"
+    assert not registry.asked("POST")
+
+
 # --- lines that break -------------------------------------------------------------------------------------------------
 
 
