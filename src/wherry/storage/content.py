@@ -261,6 +261,17 @@ class Ingest:
                 raise
             file.close()  # committed or aborted between our open and our lock
 
+    def _unlock(self) -> None:
+        """Make a kept download writable again, or put it away when it is a blob, too. Raises PermissionError."""
+        with contextlib.suppress(FileNotFoundError):
+            found = self._path.stat()
+            if found.st_mode & stat.S_IWUSR:
+                raise PermissionError(f"{self._path} cannot be written")
+            if found.st_nlink > 1:
+                self._path.unlink(missing_ok=True)
+            else:
+                self._path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+
     def __enter__(self) -> "Ingest":
         return self
 
