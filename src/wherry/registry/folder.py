@@ -11,14 +11,15 @@ The engine keeps its own registry in the same way, with its content store and it
 
 import hashlib
 import os
+import re
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from wherry import ids
 from wherry.aio import KeyedLock, SharedLock, finish, settle
 from wherry.digest import Digest
 from wherry.errors import Corrupt, Failed, NotFound
@@ -33,8 +34,9 @@ from wherry.storage.content import ContentStore, Ingest
 
 UPLOAD_LIFE = 24 * 3600  # seconds after the last byte
 OPEN_UPLOADS = 256  # kept open between requests; others are read again when they go on
-CACHED = 2000  # manifests held in memory
+CACHED = 32 << 20  # bytes of manifests held in memory
 BATCH = 100  # blobs the sweep deletes before it lets others go on
+_UPLOAD = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}-[0-9a-f]{16}\Z")  # a UUID and its repository's mark
 
 
 class FolderUpload:
@@ -102,7 +104,8 @@ class FolderStore:
         self._uploads = uploads
         self._clock = clock
         self._locks = KeyedLock()
-        self._cache: dict[Digest, bytes] = {}
+        self._cache: dict[Digest, bytes] = {}  # manifests, the least recently used first
+        self._cached = 0  # bytes in it
 
     async def write(self, *changes: Change) -> None:
         """Rows to disk, then to memory."""
@@ -193,7 +196,7 @@ class FolderStore:
             await self.write(catalog.drop_blob(repository, digest))
 
     async def start_upload(self, repository: str) -> FolderUpload:
-        id = f"{ids.generate()[:32]}-{_mark(repository)}"
+        id = f"{uuid.uuid4()}-{_mark(repository)}"
         return await self._open_upload(repository, id)
 
     async def upload(self, repository: str, id: str) -> FolderUpload:
@@ -202,7 +205,7 @@ class FolderStore:
                 raise Problem(Code.TOOMANYREQUESTS, f"another request is working on upload {id}")
             upload.busy = True
             return upload
-        if not _is_upload(id) or not id.endswith(_mark(repository)):
+        if _UPLOAD.match(id) is None or not id.endswith(_mark(repository)):
             raise upload_unknown(repository, id)
         if not await settle((self._uploads / id).exists):
             raise upload_unknown(repository, id)
@@ -255,13 +258,15 @@ class FolderStore:
                 data = await settle(lambda: self.content.read(digest, limit=MAX_MANIFEST))
             except NotFound as exc:
                 raise manifest_unknown(repository, digest) from exc
-            self._remember(digest, data)
+        self._remember(digest, data)
         return Raw(data, named.media_type, digest)
 
     def _remember(self, digest: Digest, data: bytes) -> None:
-        if len(self._cache) >= CACHED:
-            self._cache.pop(next(iter(self._cache)))
+        """The least recently used are forgotten first."""
+        self._cached += len(data) - len(self._cache.pop(digest, b""))
         self._cache[digest] = data
+        while self._cached > CACHED:
+            self._cached -= len(self._cache.pop(next(iter(self._cache))))
 
     async def put_manifest(
         self, repository: str, raw: Raw, *, tag: str | None, complete: bool = False
@@ -337,11 +342,6 @@ class FolderStore:
 def _mark(repository: str) -> str:
     """Ties an upload's id to its repository."""
     return hashlib.sha256(repository.encode()).hexdigest()[:16]
-
-
-def _is_upload(id: str) -> bool:
-    head, _, mark = id.partition("-")
-    return len(head) == 32 and len(mark) == 16 and set(head + mark) <= set("0123456789abcdef")
 
 
 class OwnFolderStore(FolderStore):

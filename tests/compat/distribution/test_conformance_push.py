@@ -1,5 +1,7 @@
 """Push: end-4 to end-7, end-11, end-13, end-14."""
 
+import re
+
 import pytest
 
 from imagekit import making
@@ -25,6 +27,11 @@ def test_end_4a_an_upload_begins_with_202_and_a_location(client: Client, repo: s
     answer = client.post(f"/v2/{repo}/blobs/uploads/")
     assert answer.status == 202
     assert location(answer)
+
+
+def test_end_4a_the_location_contains_a_uuid(client: Client, repo: str):
+    """The location MUST contain a UUID representing a unique session ID."""
+    assert re.search(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", client.begin(repo))
 
 
 def test_end_4a_every_upload_has_a_location_of_its_own(client: Client, repo: str):

@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from harness.descriptors import descriptors
+from registrykit import documents
 from registrykit.behaviour import DATA, NOTE, ONE, RegistryStoreBehaviour, push, push_document, read, refused, upload
 from wherry.digest import Digest, of
 from wherry.errors import Corrupt, Failed
 from wherry.registry.collect import forget
-from wherry.registry.errors import Code
-from wherry.registry.folder import OPEN_UPLOADS, UPLOAD_LIFE, FolderStore, open_folder
+from wherry.registry.errors import Code, Problem
+from wherry.registry.folder import CACHED, OPEN_UPLOADS, UPLOAD_LIFE, FolderStore, open_folder
 from wherry.spec.image import Raw
 from wherry.state import Change, State
 from wherry.storage.content import ContentStore
@@ -139,6 +140,28 @@ async def test_of_many_uploads_some_are_kept_open_and_all_go_on(keeper: FolderKe
         again = await keeper.store.upload("a", begun[number])
         assert again.offset == len(str(number))
         await again.commit(of(b"%d" % number))
+
+
+# --- manifests --------------------------------------------------------------------------------------------------------
+
+
+async def test_manifests_in_memory_are_bounded_and_the_used_ones_stay(keeper: FolderKeeper):
+    """The files are taken away: what is still told comes from memory."""
+    made = [documents.artifact(f"large {number}", annotations={"fill": "x" * 3_900_000}) for number in range(10)]
+    for each in made:
+        await push_document(keeper.store, "a", each)
+        await keeper.store.manifest("a", of(made[0].data))
+    for each in made:
+        keeper.store.content.delete(of(each.data))
+    told = []
+    for each in made:
+        try:
+            told.append((await keeper.store.manifest("a", of(each.data))).data == each.data)
+        except Problem:
+            told.append(False)
+    assert sum(told) == CACHED // len(made[0].data)
+    assert told[0]
+    assert told[-1]
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------
