@@ -243,6 +243,10 @@ class Ingest:
         while True:
             try:
                 file = open(self._path, "a+b", buffering=0)  # noqa: SIM115 - the ingest holds it
+            except PermissionError as exc:
+                if not self._unlock():
+                    raise self._refused(exc) from exc
+                continue
             except OSError as exc:
                 raise self._refused(exc) from exc
             try:
@@ -261,16 +265,21 @@ class Ingest:
                 raise
             file.close()  # committed or aborted between our open and our lock
 
-    def _unlock(self) -> None:
-        """Make a kept download writable again, or put it away when it is a blob, too. Raises PermissionError."""
-        with contextlib.suppress(FileNotFoundError):
+    def _unlock(self) -> bool:
+        """Make a download that was kept when complete writable again, for who is not root; False: it is none."""
+        try:
             found = self._path.stat()
             if found.st_mode & stat.S_IWUSR:
-                raise PermissionError(f"{self._path} cannot be written")
+                return False
             if found.st_nlink > 1:
-                self._path.unlink(missing_ok=True)
+                self._path.unlink()  # it is a blob, too, which must not be changed
             else:
                 self._path.chmod(stat.S_IRUSR | stat.S_IWUSR)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
+        return True
 
     def __enter__(self) -> "Ingest":
         return self
