@@ -124,6 +124,26 @@ async def test_nothing_is_compressed_twice_and_the_result_is_always_the_same(wor
     assert "Converting" not in world.statuses
 
 
+async def test_a_layer_that_is_there_several_times_is_compressed_once(world: World):
+    twice = make([{"a": b"a" * 9999}, {"a": b"a" * 9999}])
+    await world.put(twice, "x")
+    await convert(world, "x", "y", "zstd")
+    first, second = layers(world, "y")
+    assert first == second
+    assert sum(message["progressDetail"]["current"] == len(twice.layers[0]) for message in world.messages[:-1]) == 1  # type: ignore[index]
+
+
+async def test_a_manifest_that_is_damaged_is_told(world: World):
+    await world.put(GZIP, "x")
+    await convert(world, "x", "y", "zstd")
+    path = world.deps.content.path(top(world, "y").digest)
+    path.chmod(0o644)
+    path.write_bytes(b"{}")
+    with pytest.raises(Corrupt, match=f"blob {top(world, 'y').digest} is damaged on disk"):
+        await convert(world, "x", "z", "zstd")
+    assert world.deps.store.target(parse("z")) is None
+
+
 async def test_an_index_is_converted_with_its_platforms_and_attestations(world: World):
     statement, config = b'{"predicate": {}}', b"{}"
     attestation = encode(

@@ -126,6 +126,7 @@ class Recompression:
         self._progress = progress
         self._images: Sequence[Image] = ()
         self._kept: set[Digest] = set()
+        self._done: dict[Digest, tuple[Digest, int]] = {}  # layer -> digest and size of its new form
         self.made: list[tuple[Image, Raw]] = []
 
     async def hold(self, images: Sequence[Image], *documents: Digest) -> None:
@@ -221,11 +222,14 @@ class Recompression:
         media_type = _TYPES[form, self._kind]
         if have is self._kind:
             return {**said, "mediaType": media_type}
-        bar = Bar(self._progress, short(Digest(diff_id)))
-        async with self._deps.locks(("convert", layer.digest, self._kind)), self._deps.extractions:
-            digest, size = await self._recompress(layer, diff_id, bar)
-        await keep(self._deps, self._lease, digest)
-        bar.show("Converting", layer.size, layer.size)
+        if layer.digest not in self._done:
+            bar = Bar(self._progress, short(Digest(diff_id)))
+            async with self._deps.extractions:
+                made = await self._recompress(layer, diff_id, bar)
+            await keep(self._deps, self._lease, made[0])
+            bar.show("Converting", layer.size, layer.size)
+            self._done[layer.digest] = made
+        digest, size = self._done[layer.digest]
         return {"mediaType": media_type, "digest": digest, "size": size}
 
     async def _recompress(self, layer: Descriptor, diff_id: DiffID, bar: Bar) -> tuple[Digest, int]:
