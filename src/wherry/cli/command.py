@@ -59,6 +59,7 @@ class CLI:
         self._engine: Engine | None = None
         self._connected: list[Engine] = []
         self._config: dict[str, Any] | None = None
+        self.config_broken = False  # there is a config.json, and it is not one
 
     @property
     def config_directory(self) -> str:
@@ -77,7 +78,13 @@ class CLI:
         try:
             with open(path, "rb") as file:
                 data = file.read()
-        except OSError:
+        except FileNotFoundError:
+            return {}
+        except OSError as exc:
+            self.config_broken = True
+            from wherry.cli.console import warn
+
+            warn(f"WARNING: Error loading config file: open {path}: {(exc.strerror or '').lower()}")
             return {}
         from wherry.cli.console import warn
         from wherry.client.jsontext import JSONError, loads
@@ -85,9 +92,14 @@ class CLI:
         try:
             config = loads(data)
         except JSONError as exc:
+            self.config_broken = True
             warn(f"WARNING: Error loading config file: {path}: {exc}")
             return {}
-        return config if isinstance(config, dict) else {}
+        if not isinstance(config, dict):
+            self.config_broken = True
+            warn(f"WARNING: Error loading config file: {path}: it holds no JSON object")
+            return {}
+        return config
 
     @property
     def engine(self) -> Engine:

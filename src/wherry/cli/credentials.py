@@ -1,6 +1,7 @@
 """Who the user is to a registry: config.json's `auths`, `credsStore` and `credHelpers`, and X-Registry-Auth.
 
-A helper is a program `docker-credential-NAME` that answers `get`, `store` and `erase` on its standard input.
+A helper is a program `docker-credential-NAME` that answers `get`, `store` and `erase` on its standard input. With no
+credentials and no helper in config.json, `pass` or `secretservice` is used where it is installed, as docker does.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import binascii
 import os
 
+from wherry.cli.console import warn
 from wherry.cli.names import INDEX_SERVER
 from wherry.client import jsontext
 
@@ -21,8 +23,17 @@ TOKEN_USER = "<token>"  # what helpers answer as user name when the secret is an
 HELPER_SECONDS = 60
 
 
+DEFAULT_HELPERS = ("pass", "secretservice")
+NOT_FOUND = "credentials not found in native keychain"
+DOING = {"get": "getting", "store": "storing", "erase": "erasing"}
+
+
 class HelperError(Exception):
     """A credential helper refused or is missing."""
+
+
+class NoCredentials(HelperError):
+    """The helper works, and has nothing for this registry."""
 
 
 def base64url(data: bytes) -> str:
@@ -43,12 +54,25 @@ def helper_of(cli: CLI, server: str) -> str | None:
     helpers = cli.config.get("credHelpers")
     if isinstance(helpers, dict) and server in helpers:
         return str(helpers[server])
-    store = cli.config.get("credsStore")
-    return str(store) if store else None
+    return default_helper(cli)
+
+
+def default_helper(cli: CLI) -> str | None:
+    """The helper of all registries that have none of their own."""
+    config = cli.config
+    if store := config.get("credsStore"):
+        return str(store)
+    if config.get("auths") or config.get("credHelpers"):
+        return None
+    import shutil
+
+    pass_first = shutil.which("pass", path=cli.environ.get("PATH")) is not None
+    name = DEFAULT_HELPERS[0 if pass_first else 1]
+    return name if shutil.which(f"docker-credential-{name}", path=cli.environ.get("PATH")) else None
 
 
 def run_helper(name: str, action: str, given: str) -> str:
-    """HelperError with what the helper said."""
+    """What the helper answers; NoCredentials when it has none, HelperError with what it said when it fails."""
     import subprocess
 
     program = f"docker-credential-{name}"
@@ -58,24 +82,39 @@ def run_helper(name: str, action: str, given: str) -> str:
         )
     except FileNotFoundError:
         raise HelperError(
-            f'error getting credentials - err: exec: "{program}": executable file not found in $PATH, out: ``'
+            f'error {DOING[action]} credentials - err: exec: "{program}": executable file not found in $PATH, out: ``'
         ) from None
     except subprocess.TimeoutExpired:
-        raise HelperError(f"error getting credentials - {program} did not answer") from None
+        raise HelperError(
+            f"error {DOING[action]} credentials - {program} did not answer within {HELPER_SECONDS} s"
+        ) from None
+    except OSError as exc:
+        raise HelperError(f"error {DOING[action]} credentials - err: {program}: {exc.strerror}, out: ``") from None
     output = done.stdout.decode("utf-8", "replace").strip()
-    if done.returncode:
-        raise HelperError(output or f"{program} exited with status {done.returncode}")
-    return output
+    if done.returncode == 0:
+        return output
+    if NOT_FOUND in output:
+        raise NoCredentials(output)
+    output = output or done.stderr.decode("utf-8", "replace").strip()
+    raise HelperError(
+        f"error {DOING[action]} credentials - err: {program}: exit status {done.returncode}, out: `{output}`"
+    )
 
 
 def auth_for(cli: CLI, server: str) -> dict[str, Any]:
-    """The credentials for a registry; {} when there are none."""
+    """The credentials for a registry; {} when there are none. A helper that fails is told of, and has none."""
     if helper := helper_of(cli, server):
         try:
             answer = jsontext.loads(run_helper(helper, "get", server))
-        except (HelperError, jsontext.JSONError):
+            user, secret = str(answer["Username"]), str(answer["Secret"])
+        except NoCredentials:
             return {}
-        user, secret = str(answer.get("Username", "")), str(answer.get("Secret", ""))
+        except HelperError as exc:
+            warn(f"WARNING: {server}: {exc}")
+            return {}
+        except (jsontext.JSONError, KeyError, TypeError):
+            warn(f"WARNING: {server}: docker-credential-{helper} get: its answer is no credentials")
+            return {}
         if user == TOKEN_USER:
             return {"identitytoken": secret, "serveraddress": server}
         return {"username": user, "password": secret, "serveraddress": server} if user else {}
@@ -110,14 +149,18 @@ def registry_header(cli: CLI, server: str) -> dict[str, str]:
 def save_config(cli: CLI, config: dict[str, Any]) -> None:
     """Replace config.json in one step, readable by the user alone."""
     directory = cli.config_directory
+    if cli.config_broken:
+        raise OSError(f"{directory}/config.json cannot be read, and is left as it is: mend it or move it away first")
     os.makedirs(directory, mode=0o700, exist_ok=True)
     path = os.path.realpath(f"{directory}/config.json")
-    text = jsontext.indent(jsontext.dumps(config), "\t")
+    text = jsontext.indent(jsontext.dumps(config, html=True), "\t")
     temporary = f"{path}.{os.getpid()}"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
-            file.write(text.encode())
+            file.write(text.encode("utf-8", "surrogateescape"))
+            file.flush()
+            os.fsync(fd)
         os.replace(temporary, path)
     except OSError:
         os.unlink(temporary)
@@ -129,6 +172,8 @@ def store(cli: CLI, server: str, user: str, secret: str, *, is_token: bool) -> s
     config = {**cli.config}
     auths = dict(config.get("auths") or {})
     if helper := helper_of(cli, server):
+        if helper == default_helper(cli):
+            config["credsStore"] = helper
         given = {"ServerURL": server, "Username": TOKEN_USER if is_token else user, "Secret": secret}
         run_helper(helper, "store", jsontext.dumps(given))
         auths[server] = {}
@@ -148,7 +193,10 @@ def _basic(user: str, password: str) -> str:
 def erase(cli: CLI, server: str) -> None:
     """Forget credentials, in every form of the registry's name."""
     if helper := helper_of(cli, server):
-        run_helper(helper, "erase", server)
+        try:
+            run_helper(helper, "erase", server)
+        except NoCredentials:
+            pass  # forgotten already
     auths = dict(cli.config.get("auths") or {})
     host = hostname_of(server)
     kept = {key: value for key, value in auths.items() if key != server and hostname_of(key) != host}

@@ -6,6 +6,7 @@ DEFAULT_DOMAIN = "docker.io"
 INDEX_SERVER = "https://index.docker.io/v1/"
 _HEX = frozenset("0123456789abcdef")
 _LOWER = frozenset("abcdefghijklmnopqrstuvwxyz0123456789")
+_DOMAIN = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.-:[]")
 _TAG = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_.-")
 
 
@@ -69,9 +70,16 @@ def parse_name(text: str) -> Name:
     return Name(domain, path, tag, digest)
 
 
+def is_domain(first: str) -> bool:
+    """Does the first component of a name name a registry?"""
+    return "." in first or ":" in first or first == "localhost" or first.lower() != first
+
+
 def _split_domain(name: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
-    if slash and ("." in first or ":" in first or first == "localhost" or first.lower() != first):
+    if slash and is_domain(first):
+        if not set(first) <= _DOMAIN:
+            raise InvalidReference("invalid reference format")
         domain, path = first, rest
     else:
         domain, path = DEFAULT_DOMAIN, name

@@ -8,6 +8,7 @@ from wherry.cli.command import CLI, UNLIMITED, Command
 from wherry.cli.commands.files import check_output, save_stream
 from wherry.cli.console import Failure, flush
 from wherry.cli.flags import BOOL, LIST, STRING, Flag, Flags
+from wherry.cli.platforms import FORMATTED, platform_query
 from wherry.cli.progress import StreamError, show_stream
 
 TYPE_CHECKING = False
@@ -15,9 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CHUNK = 1 << 18  # bytes
-PLATFORM = Flag(
-    "platform", "", STRING, 'Only the given platform variant. Formatted as "os[/arch[/variant]]"', since="1.48"
-)
 
 
 def read_chunks(fd: int) -> Iterator[bytes]:
@@ -30,17 +28,6 @@ def open_input(path: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as exc:
         raise Failure(f"open {path}: {(exc.strerror or '').lower()}") from None
-
-
-def platform_query(text: str) -> str | None:
-    """`os/arch/variant` as the API's JSON; None for none."""
-    if not text:
-        return None
-    from wherry.client.jsontext import dumps
-
-    parts = text.split("/")
-    names = ("os", "architecture", "variant")
-    return dumps(dict(zip(names, parts, strict=False)))
 
 
 def save(cli: CLI, flags: Flags, arguments: list[str]) -> int:
@@ -106,7 +93,10 @@ COMMANDS = {
     "save": Command(
         "[OPTIONS] IMAGE [IMAGE...]",
         save,
-        flags=(Flag("output", "o", STRING, "Write to a file, instead of STDOUT"), PLATFORM),
+        flags=(
+            Flag("output", "o", STRING, "Write to a file, instead of STDOUT"),
+            Flag("platform", "", STRING, f"Save only the given platform variant. {FORMATTED}", since="1.48"),
+        ),
         arguments=(1, UNLIMITED),
     ),
     "load": Command(
@@ -114,7 +104,7 @@ COMMANDS = {
         load,
         flags=(
             Flag("input", "i", STRING, "Read from tar archive file, instead of STDIN"),
-            PLATFORM,
+            Flag("platform", "", STRING, f"Load only the given platform variant. {FORMATTED}", since="1.48"),
             Flag("quiet", "q", BOOL, "Suppress the load output"),
         ),
     ),

@@ -9,6 +9,7 @@ from wherry.cli.command import CLI, Command
 from wherry.cli.console import line
 from wherry.cli.flags import BOOL, STRING, Flag, Flags
 from wherry.cli.listing import FORMAT_HELP, Row, ellipsis, print_rows, short_id
+from wherry.cli.platforms import FORMATTED, platform_query
 from wherry.cli.units import human_duration, human_size
 from wherry.client.engine import quote
 
@@ -71,13 +72,15 @@ FLAGS = (
     Flag("format", "", STRING, FORMAT_HELP),
     Flag("human", "H", BOOL, "Print sizes and dates in human readable format", default=True),
     Flag("no-trunc", "", BOOL, "Don't truncate output"),
+    Flag("platform", "", STRING, f"Show history for the given platform. {FORMATTED}", since="1.48"),
     Flag("quiet", "q", BOOL, "Only show image IDs"),
 )
 
 
 def run(cli: CLI, flags: Flags, arguments: list[str]) -> int:
     human = flags.on("human")
-    entries = cli.engine.get_json(f"/images/{quote(arguments[0], safe=b'/:@')}/history") or []
+    query = {"platform": platform_query(flags.text("platform"))}
+    entries = cli.engine.get_json(f"/images/{quote(arguments[0], safe=b'/:@')}/history", query) or []
     rows = [HistoryRow(entry, truncate=not flags.on("no-trunc"), human=human) for entry in entries]
     if flags.on("quiet"):
         for row in rows:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wherry.cli.command import CLI, Command
-from wherry.cli.console import out, warn
+from wherry.cli.console import Failure, line, out, warn
 from wherry.cli.flags import BOOL, FILTER, STRING, Flag, Flags
 from wherry.cli.listing import FORMAT_HELP, Row, filters_json, print_rows, short_id, uses_field
 from wherry.cli.units import human_duration, human_size
@@ -128,7 +128,25 @@ FLAGS = (
     Flag("format", "", STRING, FORMAT_HELP),
     Flag("no-trunc", "", BOOL, "Don't truncate output"),
     Flag("quiet", "q", BOOL, "Only show image IDs"),
+    Flag("tree", "", BOOL, "List multi-platform images as a tree (EXPERIMENTAL)", since="1.47"),
 )
+WITHOUT_TREE = ("quiet", "no-trunc", "digests", "format")  # flags that a tree does not know
+
+
+def tree(cli: CLI, flags: Flags, pairs: list[str]) -> int:
+    """Every image with its platforms."""
+    from wherry.cli.image_tree import draw
+
+    for name in WITHOUT_TREE:
+        if name in flags.changed:
+            shown = "show-digest" if name == "digests" else name  # docker's word
+            raise Failure(f"--{shown} is not yet supported with --tree")
+    line("WARNING: This is an experimental feature. The output may change and shouldn't be depended on.")
+    images = cli.engine.get_json(
+        "/images/json", {"all": flags.on("all"), "filters": filters_json(pairs), "manifests": True}
+    )
+    out(draw(images, untagged=flags.on("all"), fd=1))
+    return 0
 
 
 def run(cli: CLI, flags: Flags, arguments: list[str]) -> int:
@@ -136,14 +154,16 @@ def run(cli: CLI, flags: Flags, arguments: list[str]) -> int:
 
     quiet, truncate = flags.on("quiet"), not flags.on("no-trunc")
     form = flags.text("format")
+    pairs = list(flags.texts("filter"))
+    if arguments:
+        pairs.append(f"reference={arguments[0]}")
+    if flags.on("tree"):
+        return tree(cli, flags, pairs)
     if form and quiet and form != "table":
         warn("WARNING: Ignoring custom format, because both --format and --quiet are set.")
         form = ""
     elif not form and not quiet:
         form = str(cli.config.get("imagesFormat") or "")
-    pairs = list(flags.texts("filter"))
-    if arguments:
-        pairs.append(f"reference={arguments[0]}")
     digests = flags.on("digests") or uses_field(form, "Digest")
     images = cli.engine.get_json(
         "/images/json",

@@ -7,6 +7,7 @@ from wherry.cli.command import CLI, UNLIMITED, Command
 from wherry.cli.console import Failure, line, out, warn
 from wherry.cli.flags import BOOL, STRING, Flag, Flags
 from wherry.cli.listing import INSPECT_FORMAT_HELP, compile_template
+from wherry.cli.platforms import platform_query
 from wherry.client import jsontext
 from wherry.client.engine import EngineError, ProtocolError, Unreachable, quote
 
@@ -23,13 +24,13 @@ FORMAT = Flag("format", "f", STRING, INSPECT_FORMAT_HELP)
 SIZE = Flag("size", "s", BOOL, "Display total file sizes if the type is container")
 
 
-def fetch(cli: CLI, kind: str, name: str, flags: Flags) -> bytes:
-    """The engine's own text about the object."""
+def fetch(cli: CLI, kind: str, name: str, flags: Flags, *, platform: str | None = None) -> bytes:
+    """The engine's own text about the object; `platform` is an image's."""
     engine = cli.engine
     if kind == "container":
         return engine.call("GET", f"/containers/{quote(name)}/json", {"size": flags.on("size")})
     if kind == "image":
-        return engine.call("GET", f"/images/{quote(name, safe=b'/:@')}/json")
+        return engine.call("GET", f"/images/{quote(name, safe=b'/:@')}/json", {"platform": platform})
     if kind == "network":
         return engine.call("GET", f"/networks/{quote(name)}", {"verbose": flags.on("verbose")})
     return engine.call("GET", f"/volumes/{quote(name)}")
@@ -110,6 +111,12 @@ def _one_kind(kind: str) -> Callable[[CLI, Flags, list[str]], int]:
     return run
 
 
+def run_image(cli: CLI, flags: Flags, arguments: list[str]) -> int:
+    platform = platform_query(flags.text("platform"), complaint="")
+    form = flags.text("format")
+    return show(arguments, form, lambda name: fetch(cli, "image", name, flags, platform=platform))
+
+
 VERBOSE = Flag("verbose", "v", BOOL, "Verbose output for diagnostics")
 HIDDEN_VERBOSE = Flag("verbose", "", BOOL, "", hidden=True)
 HIDDEN_SIZE = Flag("size", "", BOOL, "", hidden=True)
@@ -129,8 +136,22 @@ COMMANDS = {
     ),
     "image": Command(
         "[OPTIONS] IMAGE [IMAGE...]",
-        _one_kind("image"),
-        flags=(FORMAT, HIDDEN_SIZE, HIDDEN_VERBOSE),
+        run_image,
+        flags=(
+            FORMAT,
+            Flag(
+                "platform",
+                "",
+                STRING,
+                "Inspect a specific platform of the multi-platform image.\n"
+                "If the image or the server is not multi-platform capable, the command will error out if the platform "
+                "does not match.\n"
+                "'os[/arch[/variant]]': Explicit platform (eg. linux/amd64)",
+                since="1.49",
+            ),
+            HIDDEN_SIZE,
+            HIDDEN_VERBOSE,
+        ),
         arguments=(1, UNLIMITED),
     ),
     "network": Command(

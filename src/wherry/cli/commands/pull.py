@@ -12,7 +12,13 @@ from wherry.cli.progress import StreamError, show_stream
 FLAGS = (
     Flag("all-tags", "a", BOOL, "Download all tagged images in the repository"),
     Flag("disable-content-trust", "", BOOL, "Skip image verification", default=True),
-    Flag("platform", "", STRING, "Set platform if server is multi-platform capable", since="1.32"),
+    Flag(
+        "platform",
+        "",
+        STRING,
+        "Set platform if server is multi-platform capable; 'all' brings every platform",
+        since="1.32",
+    ),
     Flag("quiet", "q", BOOL, "Suppress verbose output"),
 )
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from wherry.cli.batch import for_each
 from wherry.cli.command import CLI, UNLIMITED, Command
 from wherry.cli.console import Failure, line
-from wherry.cli.flags import BOOL, Flag, Flags
+from wherry.cli.flags import BOOL, STRINGS, Flag, Flags
+from wherry.cli.platforms import FORMATTED, platform_query
 from wherry.client.engine import quote
 
 FLAGS = (
     Flag("force", "f", BOOL, "Force removal of the image"),
     Flag("no-prune", "", BOOL, "Do not delete untagged parents"),
+    Flag("platform", "", STRINGS, f"Remove only the given platform variant. {FORMATTED}", since="1.50"),
 )
 
 
@@ -21,7 +23,12 @@ def removed_text(entry: dict[str, str]) -> str:
 def rmi(cli: CLI, flags: Flags, arguments: list[str]) -> int:
     from wherry.client.jsontext import loads
 
-    query = {"force": flags.on("force"), "noprune": flags.on("no-prune")}
+    platforms = [platform_query(text, complaint="") or "" for text in flags.texts("platform")]
+    query: dict[str, bool | list[str]] = {
+        "force": flags.on("force"),
+        "noprune": flags.on("no-prune"),
+        "platforms": platforms,
+    }
 
     def remove(name: str) -> None:
         for entry in loads(cli.engine.call("DELETE", f"/images/{quote(name, safe=b'/:@')}", query)) or []:

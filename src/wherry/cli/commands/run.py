@@ -91,6 +91,25 @@ def add_proxies(cli: CLI, spec: Spec) -> None:
             spec.config["Env"] += [f"{word}={value}" for word in (name, name.lower()) if word not in given]
 
 
+def _platform(cli: CLI, flags: Flags) -> str | None:
+    platform = cli.platform(flags)
+    if platform:
+        from wherry.cli.platforms import InvalidPlatform, parse_platform
+
+        try:
+            parse_platform(platform)
+        except InvalidPlatform as exc:
+            raise Failure(f"error parsing specified platform: {exc}", 125) from None
+    return platform
+
+
+MISSING_IMAGE = (
+    "no such image",
+    "does not match the specified platform",
+    "does not provide the specified platform",
+)
+
+
 def create(cli: CLI, flags: Flags, spec: Spec) -> str:
     """Create the container, pulling the image when it is missing or when --pull says so; its ID."""
     image: str = spec.config["Image"]
@@ -99,7 +118,7 @@ def create(cli: CLI, flags: Flags, spec: Spec) -> str:
         raise UsageFailure(f'invalid pull option: \'{pull}\': must be one of "always", "missing" or "never"', NOT_RUN)
     _check_reference(image)
     add_proxies(cli, spec)
-    query = {"name": flags.text("name") or None, "platform": cli.platform(flags)}
+    query = {"name": flags.text("name") or None, "platform": _platform(cli, flags)}
     with CIDFile(flags.text("cidfile")) as file:
         if pull == "always":
             _pull(cli, flags, image)
@@ -143,7 +162,7 @@ def _shown(image: str) -> str:
 def _is_missing_image(message: str, image: str) -> bool:
     """A 404 may be about a network or another container, too."""
     lower = message.lower()
-    return ("no such image" in lower or "does not match the specified platform" in lower) and not is_identifier(image)
+    return any(words in lower for words in MISSING_IMAGE) and not is_identifier(image)
 
 
 def _pull(cli: CLI, flags: Flags, image: str) -> None:

@@ -7,7 +7,7 @@ from wherry.cli.console import Failure
 from wherry.cli.credentials import registry_header
 from wherry.cli.flags import BOOL, FILTER, INT, STRING, Flag, Flags
 from wherry.cli.listing import Row, ellipsis, filters_json, print_rows
-from wherry.cli.names import INDEX_SERVER
+from wherry.cli.names import INDEX_SERVER, is_domain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ def run(cli: CLI, flags: Flags, arguments: list[str]) -> int:
     }
     from wherry.client.jsontext import loads
 
-    with cli.engine.open("GET", "/images/search", query, headers=registry_header(cli, INDEX_SERVER)) as call:
+    domain, slash, _ = arguments[0].partition("/")
+    server = domain if slash and is_domain(domain) else INDEX_SERVER
+    with cli.engine.open("GET", "/images/search", query, headers=registry_header(cli, server)) as call:
         found = loads(b"".join(call.chunks())) or []
     rows = [SearchRow(entry, truncate=not flags.on("no-trunc")) for entry in found]
     print_rows(flags.text("format"), rows, COLUMNS, HEADERS)
