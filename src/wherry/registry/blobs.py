@@ -6,7 +6,7 @@ from typing import BinaryIO
 from aiohttp import web
 
 from wherry.digest import Digest
-from wherry.registry.call import API_VERSION, Call
+from wherry.registry.call import HEADERS, Call
 from wherry.registry.errors import Code, Problem, blob_unknown
 from wherry.registry.sending import send
 
@@ -56,7 +56,7 @@ async def _open(call: Call, digest: Digest) -> tuple[int, BinaryIO]:
 
 def _headers(digest: str) -> dict[str, str]:
     return {
-        **API_VERSION,
+        **HEADERS,
         "Content-Type": "application/octet-stream",
         "Docker-Content-Digest": digest,
         "ETag": f'"{digest}"',

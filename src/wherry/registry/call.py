@@ -11,7 +11,7 @@ from wherry.registry.hooks import Access, Happening, Hooks
 from wherry.registry.store import RegistryStore
 
 MAX_PAGE = 10_000  # names in one answer; more are to be asked for by `last`
-API_VERSION = {"Docker-Distribution-Api-Version": "registry/2.0"}
+HEADERS = {"Docker-Distribution-Api-Version": "registry/2.0", "X-Content-Type-Options": "nosniff"}  # of every answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,7 +71,7 @@ class Call:
         content_type: str = "application/octet-stream",
     ) -> web.Response:
         return web.Response(
-            status=status, body=body, headers={**API_VERSION, "Content-Type": content_type, **(headers or {})}
+            status=status, body=body, headers={**HEADERS, "Content-Type": content_type, **(headers or {})}
         )
 
     def happened(self, action: str, *, digest: str = "", tag: str = "", media_type: str = "", size: int = 0) -> None:

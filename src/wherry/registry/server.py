@@ -22,13 +22,14 @@ from aiohttp import web
 
 from wherry.errors import WherryError
 from wherry.registry import blobs, documents, listing, uploads
-from wherry.registry.call import Call
+from wherry.registry.call import HEADERS, Call
 from wherry.registry.errors import Code, Problem, problem_of
 from wherry.registry.hooks import Access, Hooks
 from wherry.registry.store import RegistryStore
 
 log = logging.getLogger(__name__)
 
+MAX_FORM = 64 << 10  # bytes of a body that is read as one; manifests and blobs are streams with limits of their own
 STALL = 300.0  # seconds a client may neither send nor take a byte before its connection is cut
 MAX_NAME = 255  # characters of a repository's name
 _COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
@@ -105,7 +106,7 @@ def check_name(repository: str) -> None:
 
 def build_app(store: RegistryStore, *, hooks: Hooks | None = None, stall: float = STALL) -> web.Application:
     """The application that serves `store`; others may add paths outside /v2/ to it. `stall`: see STALL."""
-    app = web.Application(client_max_size=0)
+    app = web.Application(client_max_size=MAX_FORM)
     serve = Server(store, hooks or Hooks(), stall).serve
     app.router.add_route("*", "/v2", serve)
     app.router.add_route("*", "/v2/{rest:.*}", serve)
@@ -192,7 +193,7 @@ def refuse(problem: Problem, request: web.Request) -> web.Response:
         status=problem.status,
         body=b"" if request.method == "HEAD" else msgspec.json.encode(problem.document()),
         content_type="application/json",
-        headers={"Docker-Distribution-Api-Version": "registry/2.0", **problem.headers},
+        headers={**HEADERS, **problem.headers},
     )
     if request.can_read_body and not request.content.at_eof():
         answer.force_close()
