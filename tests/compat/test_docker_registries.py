@@ -143,6 +143,21 @@ def test_two_platforms_of_a_name_are_held_side_by_side(engine: Engine, registry:
     assert f"Status: Image is up to date for {name}" in again.lines
 
 
+def test_all_platforms_can_be_asked_for_by_the_stock_client(engine: Engine, registry: Registry, tmp_path: Path) -> None:
+    both = [
+        images.Image(tags=[], layers=[images.tar([images.Entry(name="all", data=name.encode())])], architecture=name)
+        for name in ("s390x", "amd64")
+    ]
+    images.oci_layout(tmp_path / "layout", both, nested=True)
+    name = registry.push(f"oci:{tmp_path}/layout", "side/all:1", "--all", "--preserve-digests")
+    engine.docker("pull", "--platform", "all", name)
+    assert engine.api.get(f"/images/{name}/json")["Id"] == both[1].id
+    held = {image["Id"] for image in engine.api.get("/images/json?all=1")}
+    manifests = engine.api.get(f"/v1.48/images/{name}/json?manifests=1").get("Manifests") or []
+    assert both[0].id in held or len([each for each in manifests if each["Available"]]) == 2
+    assert f"Digest: {registry.digest('side/all:1')}" in engine.docker("pull", "--platform", "all", name).lines
+
+
 # -- mirrors -----------------------------------------------------------------------------------------------------------
 
 
