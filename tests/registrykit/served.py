@@ -1,6 +1,7 @@
 """A registry on a folder, served on the loopback in this process, with hooks that remember and refuse."""
 
 import io
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -49,12 +50,15 @@ class Served:
 
 
 @asynccontextmanager
-async def serving(root: Path, **options: float) -> AsyncIterator[Served]:
+async def serving(root: Path, *, context: ssl.SSLContext | None = None, **options: float) -> AsyncIterator[Served]:
+    """With `context` over TLS, and whoever answers is believed."""
     store = open_folder(root)
-    async with aiohttp.ClientSession() as session:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context is None)) as session:
         made = Served(store, session)
         hooks = Hooks(authorise=made.authorise, before_write=made.before_write, happened=made.happened.append)
-        async with TestServer(build_app(store, hooks=hooks, **options)) as server:
-            made.url = str(server.make_url("")).rstrip("/")
-            yield made
+        server = TestServer(build_app(store, hooks=hooks, **options), scheme="https" if context else "http")
+        await server.start_server(ssl=context)
+        made.url = str(server.make_url("")).rstrip("/")
+        yield made
+        await server.close()
     await store.close()

@@ -5,13 +5,16 @@ import contextlib
 import json
 import logging
 import socket
+import ssl
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from harness.descriptors import descriptors
 from registrykit.documents import OCI_INDEX, OCI_MANIFEST, Made, altered, artifact, digest, image, index
-from registrykit.served import Served
+from registrykit.served import Served, serving
 from wherry.digest import of
 from wherry.registry.errors import Code, Problem
 from wherry.registry.hooks import Access, Happening
@@ -170,6 +173,24 @@ async def test_a_large_blob_arrives_whole_and_in_parts(served: Served):
     found = [await served.ask("GET", path, headers={"Range": f"bytes={first}-{behind - 1}"}) for first, behind in parts]
     assert [status for status, _ in found] == [206] * 3
     assert b"".join(data for _, data in found) == BIG
+
+
+@pytest.fixture
+def certified(tmp_path: Path) -> ssl.SSLContext:
+    """A server's, with a certificate of its own making."""
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test -keyout k -out c"
+    subprocess.run(["openssl", *words.split()], cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tmp_path / "c", tmp_path / "k")
+    return context
+
+
+async def test_a_large_blob_arrives_over_tls_too(tmp_path: Path, certified: ssl.SSLContext):
+    async with serving(tmp_path / "registry", context=certified) as served:
+        await push_blob(served, "a", BIG)
+        path = f"/v2/a/blobs/{digest(BIG)}"
+        assert await served.ask("GET", path) == (200, BIG)
+        assert await served.ask("GET", path, headers={"Range": "bytes=7-8000006"}) == (206, BIG[7:8_000_007])
 
 
 async def test_many_read_the_same_blob_at_once(served: Served):
