@@ -64,11 +64,13 @@ def default_helper(cli: CLI) -> str | None:
         return str(store)
     if config.get("auths") or config.get("credHelpers"):
         return None
-    import shutil
+    name = DEFAULT_HELPERS[0 if _is_installed(cli, "pass") else 1]
+    return name if _is_installed(cli, f"docker-credential-{name}") else None
 
-    pass_first = shutil.which("pass", path=cli.environ.get("PATH")) is not None
-    name = DEFAULT_HELPERS[0 if pass_first else 1]
-    return name if shutil.which(f"docker-credential-{name}", path=cli.environ.get("PATH")) else None
+
+def _is_installed(cli: CLI, program: str) -> bool:
+    folders = cli.environ.get("PATH", "").split(":")
+    return any(folder and os.access(f"{folder}/{program}", os.X_OK) for folder in folders)
 
 
 def run_helper(name: str, action: str, given: str) -> str:

@@ -27,17 +27,16 @@ def terminal_width() -> int:
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Words of each line of `text` in lines of at most `width`; a longer word stays whole."""
+    """Words of each line of `text` in lines of at most `width`; a longer word stays whole. Spaces in a row stay."""
     lines: list[str] = []
     for paragraph in text.split("\n"):
-        indent = paragraph[: len(paragraph) - len(paragraph.lstrip(" "))]
         current = ""
-        for word in paragraph.split():
-            if current and len(current) + 1 + len(word) > width:
-                lines.append(current)
+        for number, word in enumerate(paragraph.split(" ")):
+            if current.strip() and len(current) + 1 + len(word) > width:
+                lines.append(current.rstrip())
                 current = word
             else:
-                current = f"{current} {word}" if current else indent + word
+                current = f"{current} {word}" if number else word
         lines.append(current)
     return lines
 

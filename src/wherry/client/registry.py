@@ -22,9 +22,8 @@ from wherry.client.registry_auth import Asked, Authorizer, Credentials, Registry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ssl import SSLContext
     from typing import Self
-
-    Body = tuple[str, bytes]  # media type and bytes
 
 HUB, HUB_HOST = "docker.io", "registry-1.docker.io"
 CERTIFICATES = "/etc/docker/certs.d"
@@ -43,6 +42,10 @@ LISTS = (DOCKER_LIST, OCI_INDEX)
 
 class ManifestUnknown(RegistryError):
     """The repository has no such manifest, or there is no such repository."""
+
+
+class Unanswered(RegistryError):
+    """Nobody answers there, or not in this scheme; a server that is not trusted is another matter."""
 
 
 class Fetched:
@@ -148,6 +151,7 @@ class Registry:
         self.folder = f"{certificates}/{domain}"
         self.insecure = insecure
         self._server: Server | None = None
+        self._context: SSLContext | None = None
         self._kept: dict[str, Stream] = {}  # idle connections by server
         self._authorizer = Authorizer(credentials, self._ask_token)
 
@@ -284,7 +288,7 @@ class Registry:
             server = parse_server(scheme, authority)
             try:
                 self._kept[str(server)] = self._connect(server)
-            except RegistryError as exc:
+            except Unanswered as exc:
                 failures.append(str(exc))
                 continue
             self._server = server
@@ -297,11 +301,17 @@ class Registry:
         endpoint.timeout = SILENCE
         try:
             if server.scheme == "https":
-                from wherry.client.tls import make_registry_context
+                if self._context is None:
+                    from wherry.client.tls import make_registry_context
 
-                endpoint.tls = make_registry_context(self.folder, verify=not self.insecure)
+                    self._context = make_registry_context(self.folder, verify=not self.insecure)
+                endpoint.tls = self._context
             return open_stream(endpoint)
-        except (ConnectError, OSError) as exc:
+        except ConnectError as exc:
+            if "certificate verify failed" in str(exc):
+                raise RegistryError(f"{server}: {exc}; the authority's certificate belongs in {self.folder}") from exc
+            raise Unanswered(f"{server}: {exc}") from exc
+        except OSError as exc:
             raise RegistryError(f"{server}: {exc}") from exc
 
     def _exchange(self, server: Server, method: str, path: str, headers: dict[str, str], body: bytes | None) -> Answer:
