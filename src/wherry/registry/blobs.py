@@ -10,7 +10,7 @@ from wherry.registry.call import HEADERS, Call
 from wherry.registry.errors import Code, Problem, blob_unknown
 from wherry.registry.sending import send
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)\Z", re.ASCII)
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z", re.ASCII)
 
 
 async def head(call: Call) -> web.StreamResponse:
@@ -39,7 +39,7 @@ async def get(call: Call) -> web.StreamResponse:
             return other
         size, file = await _open(call, digest)
     with file:
-        start, end = _range(call, size)
+        start, end = part_of(call.request.headers.get("Range", ""), size)
         answer = web.StreamResponse(status=200, headers=_headers(digest))
         if (start, end) != (0, size):
             answer.set_status(206)
@@ -65,18 +65,24 @@ def _headers(digest: str) -> dict[str, str]:
     }
 
 
-def _range(call: Call, size: int) -> tuple[int, int]:
-    """First byte and the one behind the last. A range that makes no sense is passed over, as RFC 9110 has it."""
-    match = _RANGE.match(call.request.headers.get("Range", ""))
-    if match is None or not (match[1] or match[2]):
+def part_of(said: str, size: int) -> tuple[int, int]:
+    """The part of a blob that a Range header asks for: first byte, and the one behind the last. 416 when it has none.
+
+    A range that makes no sense is passed over, as RFC 9110 has it, and so are several at once; an empty blob has no
+    part, but clients ask for one.
+    """
+    match = _RANGE.match(said)
+    if match is None or not (match[1] or match[2]) or size == 0:
         return 0, size
-    if match[1]:
-        start, end = int(match[1]), min(int(match[2]) + 1, size) if match[2] else size
-        if match[2] and int(match[2]) < int(match[1]):
-            return 0, size
-    else:
+    if not match[1]:
         start, end = max(0, size - int(match[2])), size
-    if start >= size or start >= end:
+    elif not match[2]:
+        start, end = int(match[1]), size
+    elif int(match[2]) < int(match[1]):
+        return 0, size
+    else:
+        start, end = int(match[1]), min(int(match[2]) + 1, size)
+    if start >= end:
         raise Problem(
             Code.SIZE_INVALID,
             f"the blob has {size} bytes; the range {match[0]} is outside of it",

@@ -12,7 +12,7 @@ from wherry.registry.store import Upload
 
 MAX_SOURCES = 16  # repositories tried when a mount names none
 CHUNK = 1 << 20  # bytes collected before they are hashed and written
-_CONTENT_RANGE = re.compile(r"(?:bytes )?(\d+)-(\d+)(?:/(?:\d+|\*))?\Z", re.ASCII)
+_CONTENT_RANGE = re.compile(r"(?:bytes )?(\d{1,18})-(\d{1,18})(?:/(?:\d{1,18}|\*))?\Z", re.ASCII)
 
 
 async def start(call: Call) -> web.StreamResponse:
