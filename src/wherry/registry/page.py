@@ -98,7 +98,7 @@ class Page:
     async def _weight(self, repository: str, named: Named) -> int:
         """Bytes of what a manifest needs; of an index, of all its manifests that are here."""
         total = named.weight
-        for child in named.children:
+        for child in set(named.children):
             try:
                 total += (await self._store.described(repository, child)).weight
             except Problem:  # a platform that was not brought
@@ -133,5 +133,5 @@ def policy(html: str) -> str:
         hashes[kind].append(f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'")
     return (
         f"default-src 'none'; script-src {' '.join(hashes['script'])}; style-src {' '.join(hashes['style'])}; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
