@@ -9,6 +9,7 @@ a deletion removes rows only, and the sweep (`sweep`) the bytes later. A crash t
 The engine keeps its own registry in the same way, with its content store and its state instead.
 """
 
+import asyncio
 import hashlib
 import os
 import re
@@ -104,15 +105,17 @@ class FolderStore:
         self._uploads = uploads
         self._clock = clock
         self._locks = KeyedLock()
+        self._writing = asyncio.Lock()
         self._cache: dict[Digest, bytes] = {}  # manifests, the least recently used first
         self._cached = 0  # bytes in it
 
     async def write(self, *changes: Change) -> None:
-        """Rows to disk, then to memory."""
+        """Rows to disk, then to memory; one after the other, so that both end alike."""
 
         async def both() -> None:
-            await settle(self._state.write, *changes)
-            self.catalog.apply(changes)
+            async with self._writing:
+                await settle(self._state.write, *changes)
+                self.catalog.apply(changes)
 
         await finish(both())
 

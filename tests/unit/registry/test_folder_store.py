@@ -1,6 +1,8 @@
 """The store on a folder: what every store does, and what only this one does."""
 
+import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from wherry.registry.collect import forget
 from wherry.registry.errors import Code, Problem
 from wherry.registry.folder import CACHED, OPEN_UPLOADS, UPLOAD_LIFE, FolderStore, open_folder
 from wherry.spec.image import Raw
-from wherry.state import Change, State
+from wherry.state import Change, Delete, State
 from wherry.storage.content import ContentStore
 
 
@@ -239,6 +241,38 @@ async def test_rows_that_cannot_be_written_change_nothing(tmp_path: Path):
     with refused(Code.MANIFEST_UNKNOWN):
         await store.manifest("a", of(NOTE.data))
     await store.close()
+
+
+async def test_memory_follows_the_rows_in_their_order(tmp_path: Path):
+    """A blob is deleted and pushed again at once: whichever came last on disk came last in memory."""
+    second_written = threading.Event()
+
+    class SlowState(State):
+        armed = False
+
+        def write(self, *changes: Change) -> None:
+            super().write(*changes)
+            if self.armed and isinstance(changes[0], Delete):
+                second_written.wait(0.2)  # the row is there, but nobody is told yet
+            else:
+                second_written.set()
+
+    state = SlowState(tmp_path / "state.db")
+    store = FolderStore(ContentStore(tmp_path), state, tmp_path / "uploads")
+    await upload(store, "a", DATA)
+    second_written.clear()
+    state.armed = True
+    await asyncio.gather(store.delete_blob("a", of(DATA)), upload(store, "a", DATA))
+    told = blobs_of(store, "a")
+    await store.close()
+    again = FolderStore(ContentStore(tmp_path), state, tmp_path / "uploads")
+    assert blobs_of(again, "a") == told
+    state.close()
+
+
+def blobs_of(store: FolderStore, repository: str) -> list[Digest]:
+    found = store.catalog.find(repository)
+    return sorted(found.blobs) if found else []
 
 
 async def test_a_damaged_manifest_is_not_handed_out(keeper: FolderKeeper):
