@@ -27,6 +27,7 @@ ANYBODY = "anonymous"  # in a rule: who has not signed in
 SIGNED_IN = "*"  # in a rule: everybody who has
 MAX_FORM = 64 << 10  # bytes of a request for a token
 CATALOG = ("registry", "catalog")
+NOBODY = "Og=="  # Basic with neither name nor password: what podman and skopeo answer when they have none
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
@@ -116,7 +117,7 @@ class Guard:
         match scheme.lower():
             case "bearer" if self._tokens is not None:
                 return self._by_token(request, value.strip(), wanted)
-            case "basic":
+            case "basic" if value.strip() != NOBODY:
                 user = await self._by_password(request, value, wanted)
             case _:
                 user = ""
@@ -134,7 +135,8 @@ class Guard:
             raise self._challenge(request, wanted, exc.message, error="invalid_token") from exc
         if all(_claimed(claims, each) for each in wanted):
             return claims.subject
-        raise self._challenge(request, wanted, "the token does not allow this", error="insufficient_scope")
+        said = "the token does not allow this" if claims.subject else "authentication required"
+        raise self._challenge(request, wanted, said, error="insufficient_scope")
 
     async def _by_password(self, request: web.Request, value: str, wanted: Sequence[Access]) -> str:
         user, password = _basic(value)
@@ -152,7 +154,7 @@ class Guard:
         else:
             said = f'Bearer realm="{self._base(request)}/token",service="{self._service(request)}"'
             if wanted:
-                said += f',scope="{" ".join(map(str, _scopes(wanted)))}"'
+                said += f',scope="{" ".join(map(str, _scopes([*wanted, *_next(request, wanted)])))}"'
             if error:
                 said += f',error="{error}"'
         return Problem(
@@ -174,7 +176,7 @@ class Guard:
         """GET /token."""
         scheme, _, value = request.headers.get("Authorization", "").partition(" ")
         user = ""
-        if scheme:
+        if scheme and value.strip() != NOBODY:
             if scheme.lower() != "basic":
                 raise Problem(Code.UNAUTHORIZED, "the token endpoint takes Basic authorization only")
             user, password = _basic(value)
@@ -246,6 +248,14 @@ def _scopes(wanted: Sequence[Access]) -> list[Scope]:
         Scope("repository", name, frozenset(actions)) if name else Scope(*CATALOG, frozenset(actions))
         for name, actions in found.items()
     ]
+
+
+def _next(request: web.Request, wanted: Sequence[Access]) -> list[Access]:
+    """What a client will want after this. Who asks whether a blob is there is about to push it, and some clients
+    (oras for Python) never ask for a second token; the token has "push" only if the rules allow it."""
+    if request.method != "HEAD" or "/blobs/" not in request.path:
+        return []
+    return [Access(each.repository, "push") for each in wanted]
 
 
 def _denied(user: str, wanted: Sequence[Access]) -> Problem:

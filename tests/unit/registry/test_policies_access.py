@@ -340,3 +340,32 @@ async def test_a_password_alone_opens_the_api_too(tmp_path: Path, htpasswd: Path
 async def test_a_header_that_cannot_be_read_is_no_sign_in(tmp_path: Path, htpasswd: Path, value: str):
     async with guarded(tmp_path / "r", htpasswd) as ask:
         assert (await ask("GET", "/v2/", headers={"Authorization": value}))[0] == 401
+
+
+async def test_who_gives_no_name_and_no_password_is_nobody_and_not_somebody_who_guesses(tmp_path: Path, htpasswd: Path):
+    empty = {"Authorization": aiohttp.encode_basic_auth("", "")}  # podman's answer to a challenge it has nothing for
+    async with guarded(tmp_path / "r", htpasswd, tokens=False) as ask:
+        for _ in range(FAILURES + 1):
+            assert (await ask("GET", "/v2/public/x/manifests/t", headers=empty))[0] == 404  # allowed, and not there
+        for path in ("/v2/", "/v2/team/x/manifests/t"):
+            status, headers, body = await ask("GET", path, headers=empty)
+            assert (status, headers["WWW-Authenticate"].split()[0]) == (401, "Basic")
+            assert "authentication required" in str(body)
+
+
+async def test_a_token_of_nobody_is_told_to_sign_in(tmp_path: Path, htpasswd: Path):
+    async with guarded(tmp_path / "r", htpasswd) as ask:
+        _, _, answer = await ask("GET", "/token", params={"scope": "repository:team/x:pull"})
+        bearer = {"Authorization": f"Bearer {answer['token']}"}
+        status, _, body = await ask("GET", "/v2/team/x/manifests/t", headers=bearer)
+        assert status == 401
+        assert "authentication required" in str(body)
+
+
+async def test_who_looks_for_a_blob_is_offered_a_token_to_push_it_with(tmp_path: Path, htpasswd: Path):
+    blob = f"/v2/team/x/blobs/sha256:{'0' * 64}"
+    async with guarded(tmp_path / "r", htpasswd) as ask:
+        _, headers, _ = await ask("HEAD", blob)
+        assert 'scope="repository:team/x:pull,push"' in headers["WWW-Authenticate"]
+        _, headers, _ = await ask("GET", blob)
+        assert 'scope="repository:team/x:pull"' in headers["WWW-Authenticate"]
