@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from imagekit.archives import archive_of, docker_archive, members, read_in
 from imagekit.making import Made, digest, encode, index, make, tar
 from imagekit.registry import FakeRegistry
 from imagekit.trees import files, unpack
@@ -32,28 +33,6 @@ ONE = make([{"a": b"1", "d": None}, {"b": b"2", ".wh.a": b""}])
 TWO = make([{"a": b"1", "d": None}, {"c": b"3"}], compression="zstd")
 
 
-async def chunks(data: bytes, size: int = 10_007) -> AsyncIterator[bytes]:
-    for start in range(0, len(data), size):
-        yield data[start : start + size]
-
-
-async def read_in(world: World, data: bytes, **kwargs: object):
-    return await load(world.deps, chunks(data), progress=world.tell, **kwargs)
-
-
-async def archive_of(world: World, *names: str) -> bytes:
-    return b"".join([chunk async for chunk in save(world.deps, names)])
-
-
-def members(data: bytes) -> dict[str, bytes]:
-    found = {}
-    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
-        for entry in archive:
-            file = archive.extractfile(entry) if entry.isfile() else None
-            found[entry.name] = file.read() if file else b""
-    return found
-
-
 def layout(made: Made, *, name: str = "", platform: Mapping[str, str] | None = None) -> dict[str, bytes]:
     """The files of an OCI layout."""
     entry: dict[str, object] = {"mediaType": made.media_type, "digest": made.digest, "size": len(made.manifest)}
@@ -68,15 +47,6 @@ def layout(made: Made, *, name: str = "", platform: Mapping[str, str] | None = N
         "index.json": encode(listed),
         **{f"blobs/sha256/{key[7:]}": value for key, value in blobs.items()},
     }
-
-
-def docker_archive(made: Made, *tags: str) -> dict[str, bytes]:
-    """The files of an old docker save: plain layers in directories."""
-    plain = [gzip.decompress(layer) for layer in made.layers]
-    config = f"{made.id[7:]}.json"
-    names = [f"{number:064x}/layer.tar" for number in range(len(plain))]
-    listed = [{"Config": config, "RepoTags": list(tags) or None, "Layers": names}]
-    return {config: made.config, "manifest.json": encode(listed), **dict(zip(names, plain, strict=True))}
 
 
 # --- round trips ------------------------------------------------------------------------------------------------------
