@@ -9,10 +9,16 @@ import functools
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
 from contextlib import asynccontextmanager
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, Protocol, TypeVar
+
+
+class Closable(Protocol):
+    def close(self) -> object: ...
+
 
 P = ParamSpec("P")
 T = TypeVar("T")
+C = TypeVar("C", bound=Closable)
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +26,18 @@ log = logging.getLogger(__name__)
 async def settle(func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Run `func` in a thread and wait for its end; a cancellation is delivered after the thread has finished."""
     return await _outlast(asyncio.get_running_loop().run_in_executor(None, functools.partial(func, *args, **kwargs)))
+
+
+async def acquire(func: Callable[P, C], *args: P.args, **kwargs: P.kwargs) -> C:
+    """`settle` for what has to be closed: when the caller is cancelled, who then gets nothing, it is."""
+    held: list[C] = []
+    try:
+        await settle(lambda: held.append(func(*args, **kwargs)))
+    except asyncio.CancelledError:
+        for each in held:
+            each.close()
+        raise
+    return held[0]
 
 
 async def finish(work: Coroutine[object, object, T]) -> T:

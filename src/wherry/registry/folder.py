@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from wherry.aio import KeyedLock, SharedLock, finish, settle
+from wherry.aio import KeyedLock, SharedLock, acquire, finish, settle
 from wherry.digest import Digest
 from wherry.errors import Corrupt, Failed, NotFound
 from wherry.registry import catalog
@@ -34,6 +34,7 @@ from wherry.state import Change, State
 from wherry.storage.content import ContentStore, Ingest
 
 UPLOAD_LIFE = 24 * 3600  # seconds after the last byte
+PROMISE = 600  # seconds a promise to keep a blob holds, so that not every one is a row to write
 OPEN_UPLOADS = 256  # kept open between requests; others are read again when they go on
 CACHED = 32 << 20  # bytes of manifests held in memory
 BATCH = 100  # blobs the sweep deletes before it lets others go on
@@ -150,10 +151,17 @@ class FolderStore:
     async def blob_size(self, repository: str, digest: Digest) -> int:
         return self.catalog.blob(repository, digest).size
 
+    async def promise_blob(self, repository: str, digest: Digest) -> int:
+        async with self.guard.shared():
+            blob = self.catalog.blob(repository, digest)
+            if self._clock() - blob.pushed > PROMISE * 10**9:
+                await self.link(repository, digest, blob.size)
+            return blob.size
+
     async def open_blob(self, repository: str, digest: Digest) -> BinaryIO:
         self.catalog.blob(repository, digest)
         try:
-            return await settle(self.content.open, digest)
+            return await acquire(self.content.open, digest)
         except NotFound as exc:
             raise blob_unknown(repository, digest) from exc
 
@@ -218,7 +226,7 @@ class FolderStore:
         async with self._locks(id):
             if (known := self.open_uploads.get(id)) is not None:
                 raise Problem(Code.TOOMANYREQUESTS, f"another request is working on upload {known.id}")
-            ingest = await settle(self.content.ingest_at, self._uploads / id, f"upload {id} to {repository}")
+            ingest = await acquire(self.content.ingest_at, self._uploads / id, f"upload {id} to {repository}")
             upload = self.open_uploads[id] = FolderUpload(self, repository, id, ingest)
             return upload
 

@@ -10,9 +10,8 @@ its name means here is pushed instead, as Docker does.
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 
-from wherry.aio import settle
+from wherry.aio import acquire, settle
 from wherry.digest import Digest, is_digest
 from wherry.distribution.errors import Refused
 from wherry.distribution.repository import Repository, open_repository
@@ -255,21 +254,17 @@ class _Sending:
             bar.say(said[outcome])
 
     async def _read(self, digest: Digest, offset: int) -> AsyncGenerator[bytes, None]:
-        content = self._errand.deps.content
-        held: list[BinaryIO] = []  # filled by a thread whose answer a cancellation would lose
         try:
-            await settle(lambda: held.append(content.open(digest)))
-            held[0].seek(offset)
-            while data := await settle(held[0].read, CHUNK):
-                yield data
+            file = await acquire(self._errand.deps.content.open, digest)
         except NotFound as exc:
             raise NotFound(
                 f"cannot push {self._reference.familiar}: its blob {digest} is not here any more: pull or load the "
                 "image again"
             ) from exc
-        finally:
-            for file in held:
-                file.close()
+        with file:
+            file.seek(offset)
+            while data := await settle(file.read, CHUNK):
+                yield data
 
 
 def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
