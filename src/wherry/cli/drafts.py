@@ -110,7 +110,7 @@ class Drafts:
         try:
             with open(path, "rb") as file:
                 document = jsontext.loads(file.read())
-            raw = binascii.a2b_base64(document.get("Raw") or "")
+            raw = binascii.a2b_base64(document.get("Raw") or "", strict_mode=True)
             descriptor, reference = document["Descriptor"], str(document["Ref"])
             if not isinstance(descriptor, dict):
                 raise TypeError

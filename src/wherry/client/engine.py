@@ -274,17 +274,26 @@ class Engine:
         if kept is not None:
             self._kept = None
             try:
-                send_request(kept, method, target, headers, payload)
-                return Call(self, kept, read_response(kept, method))
-            except (HTTPError, OSError) as exc:
+                return self._exchange(kept, method, target, headers, payload)
+            except ProtocolError:
                 # The engine may close an idle connection at any time. Only a plain read is asked again.
-                kept.close()
                 if method not in ("GET", "HEAD"):
-                    raise ProtocolError(f"error during connect: {exc}") from exc
+                    raise
         try:
             stream = open_stream(self.endpoint)
         except ConnectError as exc:
             raise Unreachable(self.endpoint.shown, str(exc)) from exc
+        return self._exchange(stream, method, target, headers, payload)
+
+    def _exchange(
+        self,
+        stream: Stream,
+        method: str,
+        target: str,
+        headers: dict[str, str],
+        payload: bytes | Iterable[bytes] | None,
+    ) -> Call:
+        """One request and the head of its answer; a stream on which that fails is closed."""
         try:
             try:
                 send_request(stream, method, target, headers, payload)

@@ -49,8 +49,11 @@ class FakeEngine:
                 return
 
             def answer(self) -> None:
-                length = int(self.headers.get("content-length") or 0)
-                body = self.rfile.read(length)
+                body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                if self.headers.get("transfer-encoding") == "chunked":
+                    while size := int(self.rfile.readline(), 16):
+                        body += self.rfile.read(size + 2)[:-2]
+                    self.rfile.readline()
                 url = urlsplit(self.path)
                 path = unquote(url.path)
                 if path.startswith("/v"):

@@ -1,7 +1,8 @@
 """The client's side of the Engine API's HTTP: bodies, reuse, refusals, take-over."""
 
 import socket
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -228,3 +229,33 @@ def test_queries_are_sorted_and_quoted() -> None:
     assert encode_query(query) == "a=1&a=2&b=1&e=x%2Fy%20z&f=0"
     assert quote("a/b:c@d", safe=b"/:@") == "a/b:c@d"
     assert quote("é\udc80") == "%C3%A9%80"
+
+
+def test_a_body_refused_halfway_on_a_kept_connection_is_refused_in_words(server: Any, engine: Engine) -> None:
+    shut = threading.Event()
+
+    def script(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(JSON_HEAD + b"Content-Length: 2\r\n\r\n{}")
+        connection.recv(65536)
+        refusal = b'{"message":"no space left"}'
+        connection.sendall(
+            b"HTTP/1.1 507 Full\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(refusal)
+            + refusal
+        )
+        connection.shutdown(socket.SHUT_RD)
+        shut.set()
+        assert connection.recv(1) == b""
+
+    def body() -> Iterator[bytes]:
+        yield b"first"
+        assert shut.wait(10)
+        yield b"second"
+        yield b"third"
+
+    server.scripts = [script]
+    assert engine.get_json("/info") == {}
+    with pytest.raises(EngineError, match="no space left") as caught:
+        engine.open("POST", "/images/load", data=body())
+    assert caught.value.status == 507
+    engine.close()

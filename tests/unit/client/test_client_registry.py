@@ -6,15 +6,14 @@ import json
 import shutil
 import ssl
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from harness.scripted_http import ScriptedServer as Fake
 from wherry.client.registry import (
     MAX_DOCUMENT,
     OCI_MANIFEST,
@@ -31,69 +30,10 @@ DIGEST = "sha256:" + hashlib.sha256(MANIFEST).hexdigest()
 ALICE = Credentials("alice", "wonderland")
 
 
-class Fake:
-    """Answers by `script[METHOD PATH]`: (status, headers, body), a list of those in turn, or a function of the request;
-    `seen` is method, target and headers of every request."""
-
-    def __init__(self, context: ssl.SSLContext | None = None) -> None:
-        self.script: dict[str, Any] = {}
-        self.seen: list[tuple[str, str, dict[str, str], bytes]] = []
-        self.connections = 0
-        fake = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_: object) -> None:
-                return
-
-            def answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("content-length") or 0))
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                fake.seen.append((self.command, self.path, headers, body))
-                answer = fake.script.get(f"{self.command} {urlsplit(self.path).path}", (404, {}, b""))
-                if callable(answer):
-                    answer = answer(self.path, headers, body)
-                if isinstance(answer, list):
-                    answer = answer.pop(0)
-                status, given, data = answer
-                self.send_response(status)
-                for name, value in given:
-                    self.send_header(name, value)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                if self.command != "HEAD":
-                    self.wfile.write(data)
-
-            do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = answer  # noqa: N815
-
-        class Server(ThreadingHTTPServer):
-            daemon_threads = True
-
-            def handle_error(self, request: Any, address: Any) -> None:
-                return  # a client that went away, or does not trust us
-
-            def get_request(self) -> Any:
-                fake.connections += 1
-                return super().get_request()
-
-        self.server = Server(("127.0.0.1", 0), Handler)
-        if context is not None:
-            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self.thread.start()
-
-    @property
-    def domain(self) -> str:
-        return f"127.0.0.1:{self.server.server_port}"
-
-    def asked(self) -> list[str]:
-        return [f"{method} {target}" for method, target, _, _ in self.seen]
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.thread.join(10)
-        self.server.server_close()
+@pytest.fixture(autouse=True)
+def no_authorities(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system's hundreds are not needed here, and take long to read."""
+    monkeypatch.setenv("SSL_CERT_FILE", "/dev/null")
 
 
 @pytest.fixture
