@@ -60,6 +60,7 @@ async def read(store: RegistryStore, repository: str, digest: Digest) -> bytes:
     with await store.open_blob(repository, digest) as file:
         data = file.read()
     assert await store.blob_size(repository, digest) == len(data)
+    assert await store.promise_blob(repository, digest) == len(data)
     return data
 
 
@@ -176,6 +177,8 @@ class RegistryStoreBehaviour:
         for repository in ("open", "nowhere"):
             with refused(Code.BLOB_UNKNOWN):
                 await keeper.store.blob_size(repository, digest)
+            with refused(Code.BLOB_UNKNOWN):
+                await keeper.store.promise_blob(repository, digest)
             with refused(Code.BLOB_UNKNOWN):
                 await keeper.store.open_blob(repository, digest)
 

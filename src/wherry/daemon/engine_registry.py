@@ -167,6 +167,11 @@ class EngineStore:
         except NotFound as exc:
             raise blob_unknown(repository, digest) from exc
 
+    async def promise_blob(self, repository: str, digest: Digest) -> int:
+        if not self._holds(repository, digest):
+            return await self._rest.promise_blob(repository, digest)
+        return await self.blob_size(repository, digest)
+
     async def open_blob(self, repository: str, digest: Digest) -> BinaryIO:
         if not self._holds(repository, digest):
             return await self._rest.open_blob(repository, digest)

@@ -16,7 +16,7 @@ _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})\Z", re.ASCII)
 async def head(call: Call) -> web.StreamResponse:
     digest = call.digest(call.name)
     try:
-        size = await call.store.blob_size(call.repository, digest)
+        size = await call.store.promise_blob(call.repository, digest)
     except Problem:
         other = await call.hooks.missing_blob(call.request, call.repository, digest)
         if other is None or isinstance(other, bool):

@@ -86,6 +86,9 @@ class RegistryStore(Protocol):
     async def blob_size(self, repository: str, digest: Digest) -> int:
         """Bytes. BLOB_UNKNOWN."""
 
+    async def promise_blob(self, repository: str, digest: Digest) -> int:
+        """Likewise, told to somebody who will not upload it therefore: it stays as if it had been uploaded now."""
+
     async def open_blob(self, repository: str, digest: Digest) -> BinaryIO:
         """To be read and closed by the caller. BLOB_UNKNOWN."""
 

@@ -101,6 +101,16 @@ async def test_blobs_that_nothing_came_to_need_expire(keeper: FolderKeeper):
     assert await read(keeper.store, "a", Digest(next(iter(ONE.blobs)))) in ONE.blobs.values()
 
 
+async def test_a_blob_that_a_pusher_was_told_of_does_not_expire_under_his_hands(keeper: FolderKeeper):
+    for blob in NOTE.blobs:
+        await upload(keeper.store, "a", blob)
+    keeper.now += 7200 * 10**9
+    for blob in NOTE.blobs:
+        await keeper.store.promise_blob("a", of(blob))
+    assert (await forget(keeper.store, grace=3600)).blobs == 0
+    await push_manifest(keeper.store)
+
+
 # --- uploads ----------------------------------------------------------------------------------------------------------
 
 
