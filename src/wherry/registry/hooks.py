@@ -42,9 +42,14 @@ async def allow(request: web.Request, wanted: Sequence[Access]) -> str:
     return ""
 
 
-def as_asked(request: web.Request, repository: str) -> str:
+async def as_asked(request: web.Request, repository: str) -> str:
     """The repository of that name."""
     return repository
+
+
+async def no_list(request: web.Request, repository: str) -> list[str] | None:
+    """The store's."""
+    return None
 
 
 async def no_limit(repository: str, size: int) -> None:
@@ -84,5 +89,8 @@ class Hooks:
     """A blob is not in the store: a pull-through cache answers the request, storing the blob on its way; or says True
     when the blob is in the store now. None: it is nowhere."""
 
-    locate: Callable[[web.Request, str], str] = as_asked
+    tags: Callable[[web.Request, str], Awaitable[list[str] | None]] = no_list
+    """The sorted tags of a repository when another registry has more of them; None: the store's are all."""
+
+    locate: Callable[[web.Request, str], Awaitable[str]] = as_asked
     """Which repository of the store a request for one is about: a mirror is asked for other registries' names."""

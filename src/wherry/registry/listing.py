@@ -6,6 +6,7 @@ import msgspec
 from aiohttp import web
 
 from wherry.registry.call import Call
+from wherry.registry.catalog import page
 from wherry.registry.manifests import encode_index
 from wherry.spec.image import OCI_INDEX
 
@@ -24,8 +25,12 @@ async def catalog(call: Call) -> web.StreamResponse:
 
 async def tags(call: Call) -> web.StreamResponse:
     limit = call.page_size()
-    await call.hooks.before_manifest(call.request, call.repository, "")
-    names = await call.store.tags(call.repository, after=call.query("last"), limit=limit + 1)
+    after = call.query("last")
+    others = await call.hooks.tags(call.request, call.repository)
+    if others is None:
+        names = await call.store.tags(call.repository, after=after, limit=limit + 1)
+    else:
+        names = page(others, after, limit + 1)
     document: dict[str, object] = {"name": call.repository, "tags": names[:limit]}
     return _page(call, document, names, limit, f"/v2/{call.repository}/tags/list")
 

@@ -70,6 +70,7 @@ class Policies:
             before_manifest=upstreams.before_manifest,
             missing_blob=upstreams.missing_blob,
             locate=upstreams.locate,
+            tags=upstreams.tags,
         )
 
     async def _authorise(self, request: web.Request, wanted: Sequence[Access]) -> str:
@@ -93,6 +94,8 @@ class Policies:
         """The paths outside of /v2/, and the measuring of all."""
         if self.guard is not None and self.guard.issues_tokens:
             add_token_endpoint(app, self.guard)
+        if self.upstreams is not None:
+            app.on_response_prepare.append(self.upstreams.mark_stale)
         if self.config.page:
             Page(self._store, hooks).add_to(app)
         if self.config.metrics:
@@ -181,7 +184,7 @@ async def open_policies(
         registry = RegistryConfig()
         upstreams = {name: await settle(make, name, each, registry) for name, each in config.upstreams.items()}
         default = next((name for name, each in config.upstreams.items() if each.default), "")
-        made.upstreams = Upstreams(upstreams, folder, background, default=default)
+        made.upstreams = Upstreams(upstreams, folder, background, default=default, served=store)
     if config.webhooks:
         made.notifier = await settle(lambda: make_notifier(config.webhooks, host=_base(config)))
         background.spawn(made.notifier.deliver(), name="webhooks of the registry")

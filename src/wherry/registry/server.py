@@ -144,7 +144,7 @@ class Server:
             )
         handler, action = methods[request.method]
         if place.repository:
-            place = replace(place, repository=self._hooks.locate(request, place.repository))
+            place = replace(place, repository=await self._hooks.locate(request, place.repository))
         actor = await self._hooks.authorise(request, _wanted(place, action, request))
         return await handler(
             Call(

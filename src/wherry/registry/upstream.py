@@ -6,43 +6,51 @@ of the store that clients cannot write to.
 
     manifest by tag      kept for `ttl` seconds, then asked for by HEAD; the old one serves while upstream is down
     manifest by digest   never changes
-    blob                 goes to the client while it is stored, once for all who want it at the same time; the last byte
-                         is held back until its digest is known to be right
+    blob                 goes to the client while it is stored; see `relay`
+    list of tags         upstream's; what is kept of them while it is down
+
+A tag or manifest that is in use is marked as pushed anew once a day, so that retention rules by age or number remove
+what nobody asks for any more.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
 
-from wherry.aio import Background, KeyedLock, settle
+from wherry.aio import Background, KeyedLock
 from wherry.digest import Digest, is_digest
 from wherry.distribution.config import RegistryConfig
-from wherry.distribution.errors import Refused
-from wherry.distribution.fetch import fetch
-from wherry.distribution.repository import Repository, open_repository
+from wherry.distribution.errors import Refused, Unreachable
+from wherry.distribution.repository import Repository
 from wherry.distribution.source import Source
-from wherry.errors import Failed, InvalidParameter, NotFound, WherryError
-from wherry.reference import DEFAULT_DOMAIN, Reference
+from wherry.errors import InvalidParameter, WherryError
+from wherry.reference import DEFAULT_DOMAIN
+from wherry.registry import catalog
+from wherry.registry.call import HEADERS
 from wherry.registry.errors import Code, Problem, manifest_unknown
-from wherry.registry.folder import FolderStore, FolderUpload
+from wherry.registry.folder import FolderStore
 from wherry.registry.metrics import Family, gauge, labelled
+from wherry.registry.relay import Connections, Downloads, Upstream, relay
+from wherry.registry.store import RegistryStore
 from wherry.spec.distribution import ANONYMOUS, Auth
 from wherry.spec.image import ACCEPT, Descriptor, Manifest, decode_manifest
 
 log = logging.getLogger(__name__)
 
-CHUNK = 1 << 20  # bytes sent at a time
 NEGATIVE = 30.0  # seconds an upstream's "there is none" is believed
+AWAY = 10.0  # seconds an upstream that did not answer is not asked for what is here
 MAX_REMEMBERED = 10_000  # tags
-ASK_TIME = 60.0  # seconds upstream may take to answer for a manifest
+ASK_TIME = 60.0  # seconds upstream may take to answer for a manifest …
+IMPATIENT = 10.0  # … when there is an older one
+TOUCH = 24 * 3600 * 10**9  # ns after which what is used is marked as such again
+STALE = web.RequestKey("stale", bool)  # of a request whose answer may be older than upstream's
 
 
 class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
@@ -67,16 +75,6 @@ def check(config: Mapping[str, UpstreamConfig]) -> None:
         raise InvalidParameter("upstreams: only one can be the default")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Upstream:
-    name: str
-    domain: str
-    prefix: str
-    auth: Auth
-    ttl: float
-    registry: RegistryConfig
-
-
 def make(name: str, config: UpstreamConfig, registry: RegistryConfig) -> Upstream:
     """Read what its configuration names (blocking). InvalidParameter."""
     auth = ANONYMOUS
@@ -93,24 +91,8 @@ def make(name: str, config: UpstreamConfig, registry: RegistryConfig) -> Upstrea
     return Upstream(name=name, domain=domain, prefix=prefix, auth=auth, ttl=config.ttl, registry=registry)
 
 
-@dataclass(slots=True)
-class _Fetching:
-    """A blob on its way from upstream; several clients may follow it."""
-
-    size: int
-    path: Path
-    offset: int = 0  # bytes in the file
-    done: bool = False  # and right
-    error: WherryError | None = None
-    moved: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def tell(self) -> None:
-        self.moved.set()
-        self.moved = asyncio.Event()
-
-
 class Upstreams:
-    """The hooks `locate`, `before_manifest` and `missing_blob`."""
+    """The hooks `locate`, `before_manifest`, `tags` and `missing_blob`."""
 
     def __init__(
         self,
@@ -119,45 +101,59 @@ class Upstreams:
         background: Background,
         *,
         default: str = "",
+        served: RegistryStore | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`store` keeps what is brought; `served`, when there is more, is what has precedence over `default`."""
         self._upstreams = upstreams
         self._by_prefix = {each.prefix: each for each in upstreams.values()}
         self._default = default
         self._store = store
-        self._background = background
+        self._served: RegistryStore = served or store
         self._clock = clock
         self._locks = KeyedLock()
-        self._checked: dict[tuple[str, str], float] = {}
-        self._absent: dict[tuple[str, str], float] = {}
-        self._fetching: dict[Digest, _Fetching] = {}
+        self._checked: dict[tuple[str, str], float] = {}  # repository and tag -> when upstream said so
+        self._absent: dict[tuple[str, str], float] = {}  # … -> until when it is believed
+        self._tags: dict[str, tuple[list[str], float]] = {}  # repository -> upstream's list, until when
+        self._away: dict[str, float] = {}  # upstream -> until when
+        self._connections = Connections(clock=clock)
+        self._downloads = Downloads(store, self._connections, background)
         self._counts = {"hit": 0, "miss": 0, "renewed": 0, "stale": 0}
+        background.spawn(self._connections.keep(), name="connections to upstream registries")
 
     def families(self) -> list[Family]:
         """How the cache does, for the metrics."""
         return [
-            labelled("cache_requests_total", "Requests for manifests and blobs of upstreams.", "result", self._counts),
-            gauge("cache_fetching", "Blobs on their way from an upstream.", len(self._fetching)),
+            labelled("cache_requests_total", "Requests for what upstreams have.", "result", self._counts),
+            gauge("cache_downloads", "Blobs on their way from an upstream.", len(self._downloads)),
         ]
 
-    def locate(self, request: web.Request, repository: str) -> str:
+    async def locate(self, request: web.Request, repository: str) -> str:
         """Which repository of the store a request is about."""
-        namespace = request.query.get("ns", "")
-        if namespace in self._upstreams:
-            return f"{self._upstreams[namespace].prefix}/{repository}"
-        if self._default and request.method in ("GET", "HEAD") and self._of(repository) is None:
-            known = self._store.catalog.find(repository)
-            if known is None or not known.manifests:
-                return f"{self._upstreams[self._default].prefix}/{repository}"
+        upstream = self._upstreams.get(request.query.get("ns", ""))
+        if (found := self._of(repository)) is not None:
+            return _place(*found)
+        if upstream is not None:
+            return _place(upstream, repository)
+        if self._default and request.method in ("GET", "HEAD") and not await self._is_ours(repository):
+            return _place(self._upstreams[self._default], repository)
         return repository
+
+    async def _is_ours(self, repository: str) -> bool:
+        try:
+            return bool(await self._served.tags(repository, after="", limit=1)) or self._has_manifests(repository)
+        except Problem:
+            return False
+
+    def _has_manifests(self, repository: str) -> bool:
+        here = self._store.catalog.find(repository)
+        return here is not None and bool(here.manifests)
 
     def check_write(self, repository: str) -> None:
         """DENIED for a repository that is another registry's."""
         if (found := self._of(repository)) is not None:
-            raise Problem(
-                Code.DENIED,
-                f"repository {repository} is a copy of one of {found[0].name}: push there",
-            )
+            name = found[0].name
+            raise Problem(Code.DENIED, f"repository {repository} is a copy of one of {name}: push there instead")
 
     def _of(self, repository: str) -> tuple[Upstream, str] | None:
         """The upstream behind a repository, and what it calls it."""
@@ -169,20 +165,25 @@ class Upstreams:
     # --- manifests ----------------------------------------------------------------------------------------------------
 
     async def before_manifest(self, request: web.Request, repository: str, name: str) -> bool:
-        if (found := self._of(repository)) is None or not name:
+        if (found := self._of(repository)) is None:
             return False
         upstream, path = found
         async with self._locks((repository, name)):
             known = self._known(repository, name)
             if known is not None and (is_digest(name) or self._is_fresh(upstream, repository, name)):
+                self._counts["hit"] += 1
+                await self._touch(repository, name, known)
                 return False
             if self._absent.get((repository, name), 0.0) > self._clock():
                 raise manifest_unknown(repository, name)
+            if known is not None and self._away.get(upstream.name, 0.0) > self._clock():
+                self._serve_stale(request, repository, name, f"{upstream.name} did not answer a moment ago")
+                return False
             try:
-                async with asyncio.timeout(ASK_TIME):
+                async with asyncio.timeout(ASK_TIME if known is None else IMPATIENT):
                     return await self._renew(upstream, repository, path, name, known)
             except (WherryError, TimeoutError) as exc:
-                self._may_serve_stale(exc, upstream, repository, name, known)
+                await self._do_without(exc, request, upstream, repository, name, known)
                 return False
 
     def _known(self, repository: str, name: str) -> Digest | None:
@@ -197,41 +198,101 @@ class Upstreams:
         checked = self._checked.get((repository, name))
         return checked is not None and checked + upstream.ttl > self._clock()
 
-    def _may_serve_stale(
-        self, exc: WherryError | TimeoutError, upstream: Upstream, repository: str, name: str, known: Digest | None
-    ) -> None:
-        why = exc.message if isinstance(exc, WherryError) else "no answer in time"
-        absent = isinstance(exc, NotFound) or (isinstance(exc, Refused) and exc.status == 404)
-        if absent and known is None:
-            self._remember(self._absent, repository, name, self._clock() + NEGATIVE)
-            raise manifest_unknown(repository, name) from exc
-        if known is None:
-            if isinstance(exc, Refused) and exc.status in (401, 403):
-                raise Problem(Code.DENIED, f"{upstream.name} refuses {repository}: {why}") from exc
-            raise Problem(Code.UNAVAILABLE, f"{upstream.name} cannot be asked for {repository}: {why}") from exc
-        log.warning("%s:%s is served as it was: %s", repository, name, why)
+    async def _touch(self, repository: str, name: str, digest: Digest) -> None:
+        """Mark as used."""
+        now = self._store.now()
+        async with self._store.editing(repository):
+            here = self._store.catalog.find(repository)
+            if here is None:
+                return
+            if not is_digest(name):
+                if name in here.tags and here.tags[name].pushed < now - TOUCH:
+                    tag = here.tags[name]
+                    await self._store.write(catalog.put_tag(repository, name, digest=tag.digest, pushed=now))
+            elif (named := here.manifests.get(digest)) is not None and named.pushed < now - TOUCH:
+                await self._store.write(catalog.put_manifest(repository, replace(named, pushed=now)))
 
     async def _renew(self, upstream: Upstream, repository: str, path: str, name: str, known: Digest | None) -> bool:
-        async with self._open(upstream, path) as remote:
-            if known is not None and await _digest_of(remote, name) == known:
-                self._remember(self._checked, repository, name, self._clock())
-                return False
-            raw = await Source(remote).manifest(name)
-        await self._store.put_manifest(repository, raw, tag=None if is_digest(name) else name, complete=True)
+        async with self._connections.use(upstream, path) as remote:
+            unchanged = known is not None and await _digest_of(remote, name) == known
+            raw = None if unchanged else await Source(remote).manifest(name)
+        self._away.pop(upstream.name, None)
         self._remember(self._checked, repository, name, self._clock())
+        if raw is None:
+            self._counts["renewed"] += 1
+            if known is not None:
+                await self._touch(repository, name, known)
+            return False
+        self._counts["miss"] += 1
+        await self._store.put_manifest(repository, raw, tag=None if is_digest(name) else name, complete=True)
         return True
 
-    @staticmethod
-    def _open(upstream: Upstream, path: str) -> AbstractAsyncContextManager[Repository]:
-        if upstream.domain == DEFAULT_DOMAIN and "/" not in path:
-            path = f"library/{path}"
-        return open_repository(upstream.registry, Reference(domain=upstream.domain, path=path), upstream.auth)
+    async def _do_without(
+        self,
+        exc: WherryError | TimeoutError,
+        request: web.Request,
+        upstream: Upstream,
+        repository: str,
+        name: str,
+        known: Digest | None,
+    ) -> None:
+        """Upstream has no answer, or a bad one: what is here must do, or say what is wrong."""
+        why = exc.message if isinstance(exc, WherryError) else "no answer in time"
+        if isinstance(exc, Unreachable | TimeoutError):
+            self._away[upstream.name] = self._clock() + AWAY
+        if isinstance(exc, Refused) and exc.status == 404:
+            self._remember(self._absent, repository, name, self._clock() + NEGATIVE)
+            if known is not None:
+                log.info("%s:%s is gone at %s", repository, name, upstream.name)
+                await self._store.delete_tag(repository, name)
+            raise manifest_unknown(repository, name) from exc
+        if known is not None:
+            self._serve_stale(request, repository, name, why)
+            return
+        self._counts["miss"] += 1
+        if isinstance(exc, Refused) and exc.status in (401, 403):
+            raise Problem(Code.DENIED, f"{upstream.name} refuses {repository}: {why}") from exc
+        if isinstance(exc, Refused) and exc.status == 429:
+            wait = {"Retry-After": f"{exc.retry_after:.0f}"} if exc.retry_after is not None else {}
+            raise Problem(Code.TOOMANYREQUESTS, f"{upstream.name}: {why}", headers=wait) from exc
+        raise Problem(Code.UNAVAILABLE, f"{upstream.name} cannot be asked for {repository}: {why}") from exc
+
+    def _serve_stale(self, request: web.Request, repository: str, name: str, why: str) -> None:
+        self._counts["stale"] += 1
+        request[STALE] = True
+        log.warning("%s:%s is served as it was: %s", repository, name, why)
+
+    async def mark_stale(self, request: web.Request, answer: web.StreamResponse) -> None:
+        """Say in the answer's head when it may be older than upstream's: a signal of the application."""
+        if STALE in request:
+            answer.headers["Warning"] = '110 - "Response is Stale"'
 
     @staticmethod
     def _remember(memory: dict[tuple[str, str], float], repository: str, name: str, until: float) -> None:
         if len(memory) >= MAX_REMEMBERED:
             memory.pop(next(iter(memory)))
         memory[repository, name] = until
+
+    async def tags(self, request: web.Request, repository: str) -> list[str] | None:
+        """Upstream's tags, sorted; None when the store's are to be listed."""
+        if (found := self._of(repository)) is None:
+            return None
+        upstream, path = found
+        async with self._locks((repository, "")):
+            listed, until = self._tags.get(repository, ([], 0.0))
+            if until > self._clock():
+                return listed
+            try:
+                async with asyncio.timeout(ASK_TIME), self._connections.use(upstream, path) as remote:
+                    listed = sorted(await Source(remote).tags())
+            except (WherryError, TimeoutError) as exc:
+                why = exc.message if isinstance(exc, WherryError) else "no answer in time"
+                self._serve_stale(request, repository, "", why)
+                return None
+            if len(self._tags) >= MAX_REMEMBERED // 100:  # lists are long
+                self._tags.pop(next(iter(self._tags)))
+            self._tags[repository] = listed, self._clock() + upstream.ttl
+            return listed
 
     # --- blobs --------------------------------------------------------------------------------------------------------
 
@@ -241,24 +302,33 @@ class Upstreams:
         """An answer; True when the blob is in the store now; None when it is nowhere."""
         if (found := self._of(repository)) is None:
             return None
+        upstream, path = found
         descriptor = await self._described(repository, digest)
         if descriptor is None:
             return None
         if request.method == "HEAD":
-            return web.Response(headers={"Content-Length": str(descriptor.size), "Docker-Content-Digest": digest})
+            head = {**HEADERS, "Content-Length": str(descriptor.size), "Docker-Content-Digest": digest}
+            return web.Response(headers=head)
         for holder in await self._store.holders(digest):
-            if await self._store.mount_blob(repository, digest, holder):
+            # only from the same upstream, which let nobody name a blob in a manifest that he could not have got there
+            if holder.startswith(f"{upstream.prefix}/") and await self._store.mount_blob(repository, digest, holder):
+                self._counts["hit"] += 1
                 return True
-        fetching = await self._begin(*found, repository, descriptor)
+        self._counts["miss"] += 1
+        download = await self._downloads.begin(upstream, path, repository, descriptor)
         if "Range" in request.headers:
-            await _wait(fetching)
+            await download.wait()
             return True
-        return await _relay(request, fetching, digest)
+        try:
+            return await relay(request, download, digest)
+        except FileNotFoundError:  # it has just ended
+            await download.wait()
+            return True
 
     async def _described(self, repository: str, digest: Digest) -> Descriptor | None:
         """The descriptor some manifest of the repository has for it: nothing else is fetched."""
         here = self._store.catalog.find(repository)
-        for named in here.manifests.values() if here else ():
+        for named in list(here.manifests.values()) if here else ():
             if digest in named.blobs:
                 raw = await self._store.manifest(repository, named.digest)
                 document = decode_manifest(raw.data, raw.media_type)
@@ -266,97 +336,15 @@ class Upstreams:
                 return next(each for each in (document.config, *document.layers) if each.digest == digest)
         return None
 
-    async def _begin(self, upstream: Upstream, path: str, repository: str, blob: Descriptor) -> _Fetching:
-        """The fetching of a blob, begun when nobody does it yet."""
-        async with self._locks(blob.digest):
-            if (known := self._fetching.get(blob.digest)) is not None:
-                return known
-            upload = await self._store.start_upload(repository)
-            fetching = self._fetching[blob.digest] = _Fetching(size=blob.size, path=upload.path)
-        self._background.spawn(
-            self._fetch(upstream, path, blob, upload, fetching), name=f"blob {blob.digest} of {repository}"
-        )
-        return fetching
 
-    async def _fetch(
-        self, upstream: Upstream, path: str, blob: Descriptor, upload: FolderUpload, fetching: _Fetching
-    ) -> None:
-        def received(_: int) -> None:
-            """Counted as it is written."""
-
-        try:
-            async with self._open(upstream, path) as remote:
-                sink = _Sink(upload, fetching)
-                await fetch(Source(remote), blob, sink, received=received, pausing=received)
-            await upload.commit(blob.digest)
-            fetching.done = True
-        except WherryError as exc:
-            log.warning("blob %s cannot be brought from %s: %s", blob.digest, upstream.name, exc.message)
-            fetching.error = exc
-        except BaseException:
-            fetching.error = Failed("the registry stops")
-            raise
-        finally:
-            await upload.abort()
-            self._fetching.pop(blob.digest, None)
-            fetching.tell()
-
-
-@dataclass(slots=True)
-class _Sink:
-    """Where `fetch` writes: the upload, with those told who follow it."""
-
-    upload: FolderUpload
-    fetching: _Fetching
-
-    @property
-    def offset(self) -> int:
-        return self.upload.offset
-
-    async def write(self, data: bytes | bytearray) -> None:
-        await self.upload.write(bytes(data))
-        self.fetching.offset = self.upload.offset
-        self.fetching.tell()
-
-    async def restart(self) -> None:
-        await self.upload.restart()
-        self.fetching.offset = 0
+def _place(upstream: Upstream, path: str) -> str:
+    """Where a repository of an upstream is kept. Docker Hub's own images have one name here, as there."""
+    if upstream.name == DEFAULT_DOMAIN and "/" not in path:
+        path = f"library/{path}"
+    return f"{upstream.prefix}/{path}"
 
 
 async def _digest_of(remote: Repository, name: str) -> str:
     """What the upstream's tag names now; "" when it does not say."""
     async with remote.request("HEAD", f"manifests/{name}", headers={"Accept": ", ".join(ACCEPT)}) as response:
         return response.headers.get("Docker-Content-Digest", "")
-
-
-async def _wait(fetching: _Fetching) -> None:
-    while not fetching.done:
-        if fetching.error is not None:
-            raise Problem(Code.UNAVAILABLE, f"the blob cannot be brought: {fetching.error.message}")
-        await fetching.moved.wait()
-
-
-async def _relay(request: web.Request, fetching: _Fetching, digest: Digest) -> web.StreamResponse:
-    """Send the file as it grows, and its last byte when it is known to be right."""
-    with await settle(open, fetching.path, "rb", 0) as file:
-        while fetching.offset == 0 and not fetching.done and fetching.error is None:
-            await fetching.moved.wait()
-        if fetching.error is not None:
-            raise Problem(Code.UNAVAILABLE, f"the blob cannot be brought: {fetching.error.message}")
-        headers = {"Docker-Content-Digest": digest, "Content-Type": "application/octet-stream"}
-        answer = web.StreamResponse(headers={**headers, "Content-Length": str(fetching.size)})
-        await answer.prepare(request)
-        sent = 0
-        while sent < fetching.size:
-            moved = fetching.moved
-            there = fetching.size if fetching.done else min(fetching.offset, fetching.size - 1)
-            if sent >= there:
-                if fetching.error is not None:
-                    raise ConnectionResetError(f"blob {digest} broke off: {fetching.error.message}")
-                await moved.wait()
-                continue
-            data = await settle(file.read, min(CHUNK, there - sent))
-            await answer.write(data)
-            sent += len(data)
-        await answer.write_eof()
-    return answer

@@ -17,6 +17,7 @@ from imagekit.making import digest, index, make
 from imagekit.pushing import Pusher
 from wherry.aio import Background, settle
 from wherry.errors import InvalidParameter
+from wherry.registry.catalog import put_tag
 from wherry.registry.config import Config
 from wherry.registry.folder import FolderStore, open_folder
 from wherry.registry.policies import open_policies
@@ -65,7 +66,7 @@ class World:
 
 
 @asynccontextmanager
-async def caching(root: Path, **upstream: object) -> AsyncIterator[World]:
+async def caching(root: Path, *, name: str = "hub", **upstream: object) -> AsyncIterator[World]:
     there = await settle(open_folder, root / "origin")
     origin = Origin(there)
     app = build_app(there)
@@ -74,9 +75,12 @@ async def caching(root: Path, **upstream: object) -> AsyncIterator[World]:
     background = Background()
     async with TestServer(app) as origin_server, aiohttp.ClientSession() as session:
         url = str(origin_server.make_url("")).rstrip("/")
-        document = {"root": str(root / "cache"), "upstreams": {"hub": {"url": url, **upstream}}}
+        document = {"root": str(root / "cache"), "upstreams": {name: {"url": url, **upstream}}}
         policies = await open_policies(msgspec.convert(document, Config), here, here, background)
-        async with TestServer(build_app(here, hooks=policies.hooks())) as server:
+        hooks = policies.hooks()
+        front = build_app(here, hooks=hooks)
+        policies.add_to(front, hooks)
+        async with TestServer(front) as server:
             cache = Pusher(session, str(server.make_url("")).rstrip("/"))
             yield World(origin, Pusher(session, url), cache, here)
     await background.close()
@@ -135,7 +139,111 @@ async def test_a_tag_is_asked_for_again_after_its_time_and_followed(tmp_path: Pa
         await world.upstream.image("x", TWO, tag="t")
         assert await world.cache.get("hub/x/manifests/t") == (200, TWO.manifest)
         world.origin.away = True
-        assert await world.cache.get("hub/x/manifests/t") == (200, TWO.manifest)  # stale is better than nothing
+        async with world.cache.session.get(f"{world.cache.base}/v2/hub/x/manifests/t") as answer:
+            assert (answer.status, await answer.read()) == (200, TWO.manifest)  # stale is better than nothing
+            assert answer.headers["Warning"].startswith("110 ")
+
+
+async def test_an_upstream_that_is_away_is_not_waited_for_again_at_once(tmp_path: Path):
+    async with caching(tmp_path, ttl=0) as world:
+        await world.upstream.image("x", ONE, tag="t")
+        await world.cache.get("hub/x/manifests/t")
+        world.origin.away = True
+        await world.cache.get("hub/x/manifests/t")
+        world.origin.away = False
+        world.origin.asked.clear()
+        assert await world.cache.get("hub/x/manifests/t") == (200, ONE.manifest)
+        assert not world.origin.asked
+        assert (await world.cache.get("hub/x/manifests/other"))[0] == 404, "what is not here is asked for all the same"
+
+
+async def test_a_tag_that_is_gone_at_upstream_goes_here(tmp_path: Path):
+    async with caching(tmp_path, ttl=0) as world:
+        await world.upstream.image("x", ONE, tag="t")
+        await world.cache.get("hub/x/manifests/t")
+        assert await world.upstream.delete("x/manifests/t") == 202
+        assert (await world.cache.get("hub/x/manifests/t"))[0] == 404
+        assert await world.cache.get(f"hub/x/manifests/{ONE.digest}") == (200, ONE.manifest)
+
+
+async def test_the_tags_listed_are_upstreams_and_while_it_is_away_those_that_are_here(tmp_path: Path):
+    async with caching(tmp_path, ttl=0) as world:
+        for tag in ("a", "b", "c"):
+            await world.upstream.image("x", TWO, tag=tag)
+        await world.cache.get("hub/x/manifests/b")
+        assert await tags(world, "hub/x/tags/list") == ["a", "b", "c"]
+        assert await tags(world, "hub/x/tags/list?n=1&last=a") == ["b"]
+        world.origin.away = True
+        assert await tags(world, "hub/x/tags/list") == ["b"]
+
+
+async def tags(world: World, path: str) -> list[str]:
+    status, body = await world.cache.get(path)
+    assert status == 200
+    return list(msgspec.json.decode(body)["tags"])
+
+
+async def test_an_image_needs_one_connection(world: World):
+    await world.upstream.image("x", ONE, tag="t")
+    world.origin.asked.clear()
+    await world.cache.get("hub/x/manifests/t")
+    for name in ONE.blobs:
+        await world.cache.get(f"hub/x/blobs/{name}")
+    assert world.origin.asked["GET ping"] == 1
+
+
+async def test_a_blob_is_not_taken_from_repositories_that_were_pushed_here(world: World):
+    await world.cache.image("private/x", ONE, tag="t")
+    await world.upstream.image("x", ONE, tag="t")
+    await world.cache.get("hub/x/manifests/t")
+    world.origin.asked.clear()
+    for name in ONE.blobs:
+        assert (await world.cache.get(f"hub/x/blobs/{name}"))[0] == 200
+    assert world.origin.asked["GET blobs"] == 3, "who can name a digest upstream must not get what was pushed here"
+
+
+async def test_a_blob_of_the_same_upstream_comes_once_for_all_its_repositories(world: World):
+    for name in ("x", "y"):
+        await world.upstream.image(name, ONE, tag="t")
+        await world.cache.get(f"hub/{name}/manifests/t")
+    world.origin.asked.clear()
+    for name in ONE.blobs:
+        assert (await world.cache.get(f"hub/x/blobs/{name}"))[0] == 200
+        await settled(world)
+        assert (await world.cache.get(f"hub/y/blobs/{name}"))[0] == 200
+    assert world.origin.asked["GET blobs"] == 3
+
+
+async def test_what_is_used_counts_as_pushed_anew_once_a_day(world: World):
+    day = 24 * 3600 * 10**9
+    await world.upstream.image("x", ONE, tag="t")
+    await world.cache.get("hub/x/manifests/t")
+    pushed = world.store.catalog.tag("hub/x", "t").pushed
+    await world.cache.get("hub/x/manifests/t")
+    assert world.store.catalog.tag("hub/x", "t").pushed == pushed
+    await world.store.write(put_tag("hub/x", "t", digest=ONE.digest, pushed=pushed - 2 * day))  # type: ignore[arg-type]
+    await world.cache.get("hub/x/manifests/t")
+    assert world.store.catalog.tag("hub/x", "t").pushed >= pushed
+
+
+async def test_how_the_cache_does_can_be_measured(world: World):
+    await world.upstream.image("x", ONE, tag="t")
+    for _ in range(3):
+        await world.cache.get("hub/x/manifests/t")
+    async with world.cache.session.get(f"{world.cache.base}/metrics") as answer:
+        text = await answer.text()
+    assert 'wherry_registry_cache_requests_total{result="hit"} 2\n' in text
+    assert 'wherry_registry_cache_requests_total{result="miss"} 1\n' in text
+
+
+async def test_docker_hubs_own_images_are_kept_under_one_name(tmp_path: Path):
+    async with caching(tmp_path, name="docker.io", default=True) as world:
+        await world.upstream.image("library/x", TWO, tag="t")
+        for path in ("docker.io/x", "docker.io/library/x", "library/x", "x"):
+            assert await world.cache.get(f"{path}/manifests/t") == (200, TWO.manifest)
+        for path in ("x/manifests/t?ns=docker.io", "docker.io/library/x/manifests/t?ns=docker.io"):
+            assert await world.cache.get(path) == (200, TWO.manifest)
+        assert [name for name, _ in world.store.catalog] == ["docker.io/library/x"]
 
 
 async def test_a_digest_is_never_asked_for_again(tmp_path: Path):
