@@ -3,14 +3,17 @@
 import base64
 import json
 import stat
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import wherry as wherry_package
+from harness.terminal import Terminal
 from wherry.cli.command import CLI
-from wherry.cli.credentials import auth_for, default_server, encode_auth, erase, store
+from wherry.cli.credentials import HelperError, auth_for, default_server, encode_auth, erase, store
 from wherry.cli.flags import parse
 from wherry.cli.main import GLOBAL_FLAGS
 from wherry.cli.names import INDEX_SERVER, InvalidReference, parse_name
@@ -185,3 +188,144 @@ def test_login(fake_engine: Any, reply: Any, wherry: Callable[..., Any], tmp_pat
     assert wherry("logout", "r:5000").out == "Removing login credentials for r:5000\n"
     assert json.loads((tmp_path / "config/config.json").read_text())["auths"] == {}
     assert wherry("login", "-u", "x").err == "Error: Cannot perform an interactive login from a non TTY device\n"
+
+
+BROKEN = """#!/bin/sh
+echo "the keyring is locked"
+exit 2
+"""
+
+
+def install(folder: Path, name: str, text: str) -> None:
+    program = folder / name
+    program.write_text(text)
+    program.chmod(0o755)
+
+
+def test_a_helper_that_fails_is_told_of(
+    cli_with: Callable[..., CLI], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    cli = cli_with({"credsStore": "mine"})
+    assert auth_for(cli, "r") == {}
+    assert 'WARNING: r: error getting credentials - err: exec: "docker-credential-mine": executable file not found' in (
+        capfd.readouterr().err
+    )
+    install(tmp_path, "docker-credential-mine", BROKEN)
+    assert auth_for(cli, "r") == {}
+    assert capfd.readouterr().err == (
+        "WARNING: r: error getting credentials - err: docker-credential-mine: exit status 2, "
+        "out: `the keyring is locked`\n"
+    )
+    with pytest.raises(HelperError, match="error storing credentials - err: docker-credential-mine: exit status 2"):
+        store(cli, "r", "u", "p", is_token=False)
+    with pytest.raises(HelperError, match="error erasing credentials"):
+        erase(cli, "r")
+    install(tmp_path, "docker-credential-mine", "#!/bin/sh\necho '[]'\n")
+    assert auth_for(cli, "r") == {}
+    assert capfd.readouterr().err == "WARNING: r: docker-credential-mine get: its answer is no credentials\n"
+
+
+def test_a_registry_s_own_helper_goes_before_the_common_one(cli_with: Callable[..., CLI], helper: Path) -> None:
+    cli = cli_with({"credsStore": "nowhere", "credHelpers": {"r": "mine"}})
+    assert auth_for(cli, "r")["username"] == "u"
+    store(cli, "r", "u", "p", is_token=False)
+    assert json.loads(helper.read_text().splitlines()[-1].removeprefix("store "))["ServerURL"] == "r"
+
+
+def test_a_helper_that_is_installed_is_used_where_nothing_is_configured(tmp_path: Path, helper: Path) -> None:
+    (tmp_path / "docker-credential-mine").rename(tmp_path / "docker-credential-pass")
+    flags, _ = parse(["--config", str(tmp_path)], GLOBAL_FLAGS)
+
+    def cli() -> CLI:
+        return CLI(flags, {"PATH": f"{tmp_path}:/usr/bin:/bin"})
+
+    assert auth_for(cli(), "r") == {}  # docker-credential-pass without pass
+    install(tmp_path, "pass", "#!/bin/sh\n")
+    assert auth_for(cli(), "r")["username"] == "u"
+    assert store(cli(), "r", "u", "secret!", is_token=False) is None
+    assert json.loads((tmp_path / "config.json").read_text()) == {"auths": {"r": {}}, "credsStore": "pass"}
+    (tmp_path / "config.json").write_text('{"auths": {"other": {"auth": "eDp5"}}}')
+    assert auth_for(cli(), "r") == {}  # somebody has chosen the file
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"auths"'])
+def test_a_config_that_cannot_be_read_is_not_written_over(
+    fake_engine: Any, reply: Any, wherry: Callable[..., Any], tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.json").write_text(text)
+    fake_engine.answers["POST /auth"] = reply(200, {"Status": "Login Succeeded"})
+    failed = wherry("login", "-u", "me", "--password-stdin", "r", input=b"secret")
+    assert failed.code == 1
+    assert "WARNING: Error loading config file" in failed.err
+    assert "is left as it is: mend it or move it away first" in failed.err
+    assert (tmp_path / "config" / "config.json").read_text() == text
+
+
+def test_the_config_is_replaced_where_a_link_leads_and_nothing_is_left(
+    cli_with: Callable[..., CLI], tmp_path: Path
+) -> None:
+    real = tmp_path / "elsewhere" / "real.json"
+    real.parent.mkdir()
+    real.write_text('{"psFormat": "<x>"}')
+    (tmp_path / "config.json").symlink_to(real)
+    store(cli_with(), "r", "u", "p", is_token=True)
+    assert (tmp_path / "config.json").is_symlink()
+    kept = json.loads(real.read_text())
+    assert kept["auths"]["r"] == {"auth": basic("u:"), "identitytoken": "p"}
+    assert kept["psFormat"] == "<x>"
+    assert [path.name for path in real.parent.iterdir()] == ["real.json"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--password-stdin", "the --password-stdin option requires --username to be set\n"),
+        ("-u a -p b --password-stdin", "conflicting options: cannot specify both --password and --password-stdin\n"),
+        ("-u  -p b", "username is empty\n"),
+        ("-u a --password=", "password is empty\n"),
+    ],
+)
+def test_flags_of_login_that_contradict_each_other(
+    fake_engine: Any, wherry: Callable[..., Any], line: str, said: str
+) -> None:
+    done = wherry("login", *line.split(" "))
+    assert (done.code, done.err) == (1, said)
+    assert not fake_engine.requests
+
+
+def test_stored_credentials_are_tried_first(
+    fake_engine: Any, reply: Any, wherry: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "config.json").write_text(json.dumps({"auths": {"r": {"auth": basic("me:old")}}}))
+    fake_engine.answers["POST /auth"] = [
+        reply(200, {"Status": "Login Succeeded", "IdentityToken": "t"}),
+        reply(401, {"message": "unauthorized"}),
+        reply(500, {"message": "no route"}),
+    ]
+    done = wherry("login", "r")
+    assert (done.code, done.out) == (0, "Login Succeeded\n")
+    assert done.err.startswith("Authenticating with existing credentials... [Username: me]\n\n Info -> To login with")
+    assert "WARNING! Your credentials" not in done.err  # a token, no password
+    assert json.loads((tmp_path / "config" / "config.json").read_text())["auths"]["r"]["identitytoken"] == "t"
+    (tmp_path / "config" / "config.json").write_text(json.dumps({"auths": {"r": {"auth": basic("me:old")}}}))
+    assert "Stored credentials invalid or expired\nError: Cannot perform an interactive" in wherry("login", "r").err
+    assert "Login did not succeed, error: Error response from daemon: no route\n" in wherry("login", "r").err
+
+
+def test_the_password_is_not_shown_while_it_is_typed(fake_engine: Any, reply: Any, tmp_path: Path) -> None:
+    fake_engine.answers["POST /auth"] = reply(200, {"Status": "Login Succeeded"})
+    environment = {"WHERRY_HOST": f"unix://{fake_engine.path}", "DOCKER_CONFIG": str(tmp_path / "config")}
+    source = Path(wherry_package.__file__).parents[1]
+    argv = [sys.executable, "-c", "from wherry.cli.main import main; main()", "login", "r"]
+    with Terminal(argv, env={**environment, "PYTHONPATH": str(source)}) as terminal:
+        terminal.expect("Username: ")
+        terminal.line("me")
+        terminal.expect("Password: ")
+        terminal.line("hidden word")
+        terminal.expect("Login Succeeded")
+        assert terminal.wait() == 0
+        assert "hidden" not in terminal.screen
+    assert fake_engine.requests[0].body == {"username": "me", "password": "hidden word", "serveraddress": "r"}

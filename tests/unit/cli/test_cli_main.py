@@ -190,3 +190,19 @@ def test_a_full_disk_under_standard_output_is_told() -> None:
             [sys.executable, "-IS", "-c", code, "run", "--help"], stdout=full, stderr=subprocess.PIPE, check=False
         )
     assert (done.returncode, done.stderr) == (1, b"wherry: write /dev/stdout: no space left on device\n")
+
+
+@pytest.mark.parametrize("name", sorted(catalog.SERVERS))
+def test_servers_have_help_and_take_no_options_of_the_client(wherry: Wherry, name: str) -> None:
+    shown = wherry(name, "--help")
+    assert shown.code == 0
+    assert name in shown.out
+    assert wherry("help", name).out == shown.out
+    refused = wherry("-D", name, "--help")
+    assert refused.code == 1
+    assert "has options of its own, which follow its name" in refused.err
+
+
+def test_the_registry_says_what_it_does_not_know(wherry: Wherry) -> None:
+    assert wherry("registry", "nope").code != 0
+    assert wherry("registry", "serve", "--help").code == 0
