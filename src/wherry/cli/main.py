@@ -126,7 +126,10 @@ def serve(argv: Sequence[str]) -> int:
     """Run a command that is no client: its room is no business of ours, so it is imported by name and at need."""
     from importlib import import_module
 
-    code = import_module(catalog.SERVERS[argv[0]][0]).main(list(argv[1:]))
+    try:
+        code = import_module(catalog.SERVERS[argv[0]][0]).main(list(argv[1:]))
+    except SystemExit as exc:  # argparse's, after help and wrong usage
+        code = exc.code
     return code if isinstance(code, int) else 0
 
 
