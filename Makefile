@@ -5,7 +5,7 @@ VENV := .venv/bin
 # Kernel and compat tests, the demo and the benchmark make namespaces and mounts: as another user than root, by sudo.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
 
-.PHONY: help install install-test demo check format test bench clean
+.PHONY: help install install-test demo check format test bench bench-images bench-registry clean
 
 help:
 	@echo 'make demo              set the machine up, start a daemon, run a container, show every step, clean up'
@@ -44,6 +44,14 @@ test: install-test check
 bench:
 	@scripts/install bench
 	$(ROOT) $(VENV)/python bench/run.py $(BENCH)
+
+bench-images:
+	@scripts/install bench
+	$(ROOT) $(VENV)/python bench/images.py $(BENCH)
+
+bench-registry:
+	@scripts/install bench
+	$(VENV)/python bench/registry.py $(BENCH)
 
 clean:
 	$(ROOT) rm -rf .venv .tools .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
