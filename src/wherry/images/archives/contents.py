@@ -113,13 +113,15 @@ def find_images(
     *,
     held: Mapping[ChainID, Layer],
     wanted: Sequence[Platform] = (),
+    budget: int = MAX_READ,
 ) -> list[Bundle]:
-    """All there is; with `wanted` only these platforms. `held`: the layers the store's images have.
+    """All there is; with `wanted` only these platforms. `held`: the layers the store's images have;
+    `budget`: bytes that all documents together may have.
 
     Raises InvalidParameter for an archive that does not hold together, naming what is missing or wrong, NotFound when
     there is no image, or none for one of the wanted platforms, NotSupported for layers of an unknown kind.
     """
-    return _Reader(archive, content, lease, held, wanted).read()
+    return _Reader(archive, content, lease, held, wanted, budget).read()
 
 
 class Missing(InvalidParameter):
@@ -149,13 +151,14 @@ class _Reader:
         lease: Lease,
         held: Mapping[ChainID, Layer],
         wanted: Sequence[Platform],
+        budget: int,
     ) -> None:
         self._archive = archive
         self._content = content
         self._lease = lease
         self._held = held
         self._wanted = wanted
-        self._budget = MAX_READ
+        self._budget = self._limit = budget
         self._offers: set[str] = set()  # platforms there are, for a message
 
     def read(self) -> list[Bundle]:
@@ -196,7 +199,7 @@ class _Reader:
             raise InvalidParameter(f"document {file.digest} has {file.size} bytes; at most {MAX_DOCUMENT} are accepted")
         self._budget -= file.size
         if self._budget < 0:
-            raise InvalidParameter(f"image archive has more than {MAX_READ} bytes of documents")
+            raise InvalidParameter(f"image archive has more than {self._limit} bytes of documents")
         return file.data if file.data is not None else self._content.read(file.digest, limit=MAX_DOCUMENT)
 
     def _blob(self, digest: Digest) -> File | None:

@@ -21,6 +21,7 @@ from wherry.errors import InvalidParameter, NotFound
 from wherry.images.archives.choose import Chosen, choose, resolve
 from wherry.images.archives.contents import NAME, REF_NAME
 from wherry.images.deps import Deps
+from wherry.images.garbage import held
 from wherry.spec.image import OCI_INDEX, Descriptor, parse_platform
 
 CHUNK = 1 << 20  # bytes read and sent at a time
@@ -38,7 +39,7 @@ def save(deps: Deps, names: Sequence[str], *, platforms: Sequence[str] = ()) -> 
 
 
 async def _write(deps: Deps, chosen: Sequence[Chosen]) -> AsyncIterator[bytes]:
-    with deps.leases.pin() as lease:  # an image removed meanwhile is still saved whole
+    async with held(deps, "save") as lease:  # an image removed meanwhile is still saved whole
         for each in chosen:
             blobs = each.attached.union({each.descriptor.digest}, *(image.blobs for image in each.images))
             await lease.protect(digests=blobs)
