@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from harness.descriptors import descriptors
+from harness.needs import require_programs
 from registrykit.documents import OCI_INDEX, OCI_MANIFEST, Made, altered, artifact, digest, image, index
 from registrykit.served import Served, serving
 from wherry.digest import of
@@ -178,6 +179,7 @@ async def test_a_large_blob_arrives_whole_and_in_parts(served: Served):
 @pytest.fixture
 def certified(tmp_path: Path) -> ssl.SSLContext:
     """A server's, with a certificate of its own making."""
+    require_programs("openssl")
     words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=test -keyout k -out c"
     subprocess.run(["openssl", *words.split()], cwd=tmp_path, check=True, capture_output=True)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
