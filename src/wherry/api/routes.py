@@ -2,6 +2,7 @@
 
 from wherry.api import (
     archives,
+    check,
     containers,
     events,
     files,
@@ -33,6 +34,7 @@ def router() -> Router:
         volumes,
         networks,
         events,
+        check,
         system,
         missing,
     ):

@@ -172,13 +172,27 @@ async def leased(deps: Deps, purpose: str) -> AsyncIterator[Lease]:
         try:
             yield lease
         finally:
-            digests, chains = set(lease.digests), list(lease.chains)
-            lease.digests.clear()
-            lease.chains.clear()
-            try:
-                await collect(deps, digests=digests, chains=chains)
-            except Exception:  # never over the first error; the next start sweeps
-                log.exception("cannot remove what is left of: %s", purpose)
+            await _let_go(deps, lease, purpose)
+
+
+@asynccontextmanager
+async def held(deps: Deps, purpose: str) -> AsyncIterator[Lease]:
+    """A lease for looking at something, without a row; what was removed meanwhile goes in the end."""
+    with deps.leases.pin() as lease:
+        try:
+            yield lease
+        finally:
+            await _let_go(deps, lease, purpose)
+
+
+async def _let_go(deps: Deps, lease: Lease, purpose: str) -> None:
+    digests, chains = set(lease.digests), list(lease.chains)
+    lease.digests.clear()
+    lease.chains.clear()
+    try:
+        await collect(deps, digests=digests, chains=chains)
+    except Exception:  # never over the first error; the next start sweeps
+        log.exception("cannot remove what is left of: %s", purpose)
 
 
 @asynccontextmanager
@@ -199,7 +213,11 @@ async def pinned(deps: Deps, name: str, *, platform: str | None = None) -> Async
             raise Corrupt(
                 f"layer {missing} of image {image.name} is missing on disk: run `wherry system check --repair`"
             )
-        yield image
+        try:
+            yield image
+        finally:
+            if deps.store.find(image.id) is None:  # removed in the meantime, while this kept its layers
+                await _let_go(deps, lease, f"image {image.id}")
 
 
 def _missing(deps: Deps, image: Image) -> ChainID | None:

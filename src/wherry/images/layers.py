@@ -90,7 +90,7 @@ async def _extract(
     async with deps.extractions:
         try:
             await settle(deps.snapshots.prepare, key, parent)
-            found, size = await _apply(deps, key, blob, extracting)
+            found, size = await extract(deps, key, blob, extracting)
             if diff_id is not None and found != diff_id:
                 raise Corrupt(
                     f"layer {blob.digest} does not match the image's configuration: its content is {found}, "
@@ -105,10 +105,10 @@ async def _extract(
     return _layer(blob, chain, found, size)
 
 
-async def _apply(
-    deps: Deps, key: str, blob: Descriptor, extracting: Callable[[int], None] | None
+async def extract(
+    deps: Deps, key: str, blob: Descriptor, extracting: Callable[[int], None] | None = None
 ) -> tuple[DiffID, int]:
-    """Extract in a confined process; a cancellation stops it."""
+    """Extract `blob` into the snapshot `key`, in a confined process that a cancellation stops; (diffID, bytes)."""
     loop = asyncio.get_running_loop()
 
     def progress(consumed: int) -> None:

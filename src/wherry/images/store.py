@@ -223,11 +223,11 @@ class ImageStore:
             tags = [Put("tags", target.name, encode_target(target)) for target in targets]
             await settle(self._state.write, *rows, *tags, *also)
             self._images |= merged
-            for image_id in merged:
-                self.unusable.pop(image_id, None)
             for target in targets:
                 self.lost.pop(target.name, None)
                 self._assign(target)
+            for image_id in merged.keys() & self.unusable.keys():
+                await self._reload_names(self.unusable.pop(image_id))
             for image_id in merged:
                 self._refresh(image_id)
             return [self._images[image.id] for image in images]
@@ -266,12 +266,16 @@ class ImageStore:
                 self.unusable[image_id] = replace(bad, why=str(exc))
                 return False
             del self.unusable[image_id]
-            rows = await settle(self._state.rows, "tags")
-            for name in bad.names:
-                if name not in self._targets and name in rows:
-                    self._load_target(name, rows[name])
-            self._refresh(image_id)
+            await self._reload_names(bad)
             return True
+
+    async def _reload_names(self, bad: Unusable) -> None:
+        rows = await settle(self._state.rows, "tags")
+        for name in bad.names:
+            if name in rows:
+                self._drop(name)
+                self._load_target(name, rows[name])
+        self._refresh(bad.id)
 
     async def forget(self, image_id: ImageID) -> None:
         """Drop the record of an unusable image, and the names that stand for nothing else."""

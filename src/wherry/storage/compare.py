@@ -14,6 +14,7 @@ from pathlib import Path
 
 from wherry.kernel.files import closing, syncfs
 from wherry.storage.archive import show
+from wherry.storage.extract import is_whiteout
 from wherry.storage.pack import kept_xattrs, open_directory, open_file
 from wherry.storage.refusal import refused
 from wherry.storage.tree import list_directory, remove_at, walk
@@ -84,7 +85,7 @@ def _entry_differs(
 
 
 def _differs(expected: os.stat_result, found: os.stat_result) -> str:
-    """By lstat. Times and size of a directory change with what is in it, and are left out."""
+    """By lstat; without times and sizes of directories, which change with what is in them, and times of deletions."""
     if stat.S_IFMT(expected.st_mode) != stat.S_IFMT(found.st_mode):
         return "something of another kind"
     if expected.st_mode != found.st_mode:
@@ -97,7 +98,7 @@ def _differs(expected: os.stat_result, found: os.stat_result) -> str:
         return f"it has {found.st_size} bytes, not {expected.st_size}"
     if expected.st_rdev != found.st_rdev:
         return "another device"
-    if expected.st_mtime_ns != found.st_mtime_ns:
+    if expected.st_mtime_ns != found.st_mtime_ns and not is_whiteout(expected):
         return "its time of change is another"
     return ""
 
@@ -144,6 +145,7 @@ def _mend(old_root: int, new_root: int, path: bytes) -> None:
         if not path:
             _copy_attributes(old, new)
             return
+        model = os.fstat(old)
         expected, there = _lstat(old, base), _lstat(new, base)
         if expected is None:
             remove_at(new, base)
@@ -154,8 +156,8 @@ def _mend(old_root: int, new_root: int, path: bytes) -> None:
             if there is not None and (stat.S_ISDIR(there.st_mode) or stat.S_ISDIR(expected.st_mode)):
                 remove_at(new, base)
             os.rename(base, base, src_dir_fd=old, dst_dir_fd=new)
-        model = os.fstat(old)
-        os.utime(new, ns=(model.st_atime_ns, model.st_mtime_ns))
+        for changed in (old, new):  # the old one may be a model again
+            os.utime(changed, ns=(model.st_atime_ns, model.st_mtime_ns))
 
 
 def _lstat(directory: int, base: bytes) -> os.stat_result | None:

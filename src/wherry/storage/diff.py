@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from wherry.digest import DiffID
+from wherry.digest import ChainID, DiffID
 from wherry.errors import Failed, InvalidParameter, Unavailable, WherryError
 from wherry.kernel.files import closing
 from wherry.kernel.mount import Mount, open_detached
@@ -293,15 +293,29 @@ def write_diff(snapshots: Snapshotter, key: str, out: Out) -> Written:
     InvalidParameter when a file's name begins with `.wh.`: in a layer it would delete another one.
     """
     with _both(snapshots, key) as (upper, below):
-        writer = TarWriter(out)
-        packer = Packer(writer)
-        if _differs(os.fstat(upper), os.fstat(below)):
-            packer.add(upper, b".", b"./", os.fstat(upper))
-        if snapshots.whiteouts is Whiteouts.OVERLAY:
-            _pack_upper(packer, upper)
-        else:
-            _pack_compared(packer, upper, _without(_compare(upper, below), upper, snapshots.placeholders(key)))
-        writer.finish()
+        return _write_changes(snapshots.whiteouts, upper, below, out, placeholders=snapshots.placeholders(key))
+
+
+def write_layer(snapshots: Snapshotter, chain: ChainID, out: Out) -> Written:
+    """The committed layer `chain` as `write_diff` would have written it: of a layer made here, the very same bytes."""
+    own = Mount(type="bind", source=os.fspath(snapshots.layer(chain)), options=("bind", "ro"))
+    base = snapshots.view(snapshots.parent(chain))
+    with closing(open_detached([own])) as upper, closing(open_detached(base)) as below:
+        return _write_changes(snapshots.whiteouts, upper, below, out)
+
+
+def _write_changes(
+    whiteouts: Whiteouts, upper: int, below: int, out: Out, *, placeholders: frozenset[bytes] = frozenset()
+) -> Written:
+    writer = TarWriter(out)
+    packer = Packer(writer)
+    if _differs(os.fstat(upper), os.fstat(below)):
+        packer.add(upper, b".", b"./", os.fstat(upper))
+    if whiteouts is Whiteouts.OVERLAY:
+        _pack_upper(packer, upper)
+    else:
+        _pack_compared(packer, upper, _without(_compare(upper, below), upper, placeholders))
+    writer.finish()
     return Written(writer.diff_id, writer.size, packer.entries)
 
 
