@@ -65,7 +65,7 @@ async def put(call: Call) -> web.StreamResponse:
     raw = Raw(data, call.request.headers.get("Content-Type", "").partition(";")[0].strip(), of(data))
     if wanted is not None and wanted != raw.digest:
         raise Problem(Code.DIGEST_INVALID, f"the manifest's digest is {raw.digest}, not {wanted}")
-    await call.hooks.before_write(call.repository, 0)
+    await call.hooks.before_write(call.repository, len(data))
     subject = await call.store.put_manifest(call.repository, raw, tag=tag)
     call.happened("push", digest=raw.digest, tag=tag or "", media_type=raw.media_type, size=len(data))
     headers = {
