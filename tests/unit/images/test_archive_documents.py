@@ -11,7 +11,7 @@ from imagekit.archives import Platforms, blobs_of, docker_archive, layout, platf
 from imagekit.making import digest, encode, make
 from imagekit.world import MemorySnapshots, World
 from wherry.digest import Digest
-from wherry.errors import WherryError
+from wherry.errors import NotSupported, WherryError
 from wherry.images.archives.ahead import document_of
 from wherry.images.archives.contents import Bundle, find_images
 from wherry.images.archives.spool import Archive, File
@@ -131,3 +131,13 @@ def test_names_come_from_annotations(world: World, annotations, names):
     entries = [{"digest": ONE.digest, "size": len(ONE.manifest), "annotations": annotations}]
     (bundle,) = found(world, layout(entries, *blobs_of(ONE)))
     assert [name.familiar for name in bundle.names] == names
+
+
+def test_an_artifact_beside_images_is_passed_over_and_alone_is_named(world: World):
+    artifact = BOTH.attestations[0]
+    entries = [{"digest": made.digest, "size": len(made.manifest)} for made in (artifact, ONE)]
+    blobs = blobs_of(artifact, ONE)
+    (bundle,) = found(world, layout(entries, *blobs))
+    assert bundle.target.digest == ONE.digest
+    with pytest.raises(NotSupported, match="unsupported media type 'application/vnd.in-toto"):
+        found(world, layout(entries[:1], *blobs))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from wherry.digest import ChainID, DiffID, Digest, extend_chain
-from wherry.errors import Corrupt, InvalidParameter, NotFound, WherryError
+from wherry.errors import Corrupt, InvalidParameter, NotFound, NotSupported, WherryError
 from wherry.images.archives.spool import Archive, File, blob_name
 from wherry.images.layers import KNOWN_TYPES, check_type
 from wherry.images.leases import Lease
@@ -119,7 +119,7 @@ def find_images(
     `budget`: bytes that all documents together may have.
 
     Raises InvalidParameter for an archive that does not hold together, naming what is missing or wrong, NotFound when
-    there is no image, or none for one of the wanted platforms, NotSupported for layers of an unknown kind.
+    there is no image, or none for one of the wanted platforms, NotSupported when all there is are artifacts.
     """
     return _Reader(archive, content, lease, held, wanted, budget).read()
 
@@ -246,11 +246,18 @@ class _Reader:
 
     def _from_layout(self, layout: Index) -> list[Bundle]:
         found: dict[Digest, Bundle] = {}
+        artifact: NotSupported | None = None
         for entry in layout.manifests:
-            bundle = found.get(entry.digest) or self._bundle(entry)
+            try:
+                bundle = found.get(entry.digest) or self._bundle(entry)
+            except NotSupported as exc:  # beside images it may be there
+                artifact = artifact or exc
+                continue
             if bundle is not None:
                 names = dict.fromkeys((*bundle.names, *_annotated(entry)))
                 found[entry.digest] = replace(bundle, names=list(names))
+        if artifact is not None and not found:
+            raise artifact
         return list(found.values())
 
     def _bundle(self, entry: Descriptor) -> Bundle | None:
