@@ -51,3 +51,12 @@ class Corrupt(WherryError):
 
 class Failed(WherryError):
     """An operation on the system failed for a reason outside the engine (500): the text says which and why."""
+
+
+def first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Of what several tasks failed with, what is told: one of ours if there is one."""
+    ours, rest = errors.split(WherryError)
+    group = ours or rest
+    assert group is not None
+    inner = group.exceptions[0]
+    return first_of(inner) if isinstance(inner, BaseExceptionGroup) else inner

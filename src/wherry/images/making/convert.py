@@ -14,7 +14,7 @@ import msgspec
 
 from wherry.aio import finish, settle
 from wherry.digest import DiffID, Digest, of
-from wherry.errors import Corrupt, InvalidParameter, NotFound, Unavailable
+from wherry.errors import Corrupt, InvalidParameter, NotFound, Unavailable, first_of
 from wherry.images.deps import Deps
 from wherry.images.garbage import leased
 from wherry.images.layers import check_type, short
@@ -191,10 +191,13 @@ class Recompression:
         document = await self._document(descriptor)
         before = decode_manifest(await self._read(descriptor), descriptor.media_type)
         assert isinstance(before, Manifest)
-        layers = [
-            await self._layer(layer, said, diff_id, form)
-            for layer, said, diff_id in zip(before.layers, document["layers"], image.diff_ids, strict=True)
-        ]
+        parts = list(zip(before.layers, document["layers"], image.diff_ids, strict=True))
+        try:
+            async with asyncio.TaskGroup() as group:
+                work = [group.create_task(self._layer(*each, form)) for each in parts]
+        except BaseExceptionGroup as errors:
+            raise first_of(errors) from errors
+        layers = [each.result() for each in work]
         media_type = DOCKER_MANIFEST if form == "docker" else OCI_MANIFEST
         config = {**document["config"], "mediaType": DOCKER_CONFIG if form == "docker" else OCI_CONFIG}
         made = await self._write({**document, "mediaType": media_type, "config": config, "layers": layers}, media_type)
@@ -222,15 +225,20 @@ class Recompression:
         media_type = _TYPES[form, self._kind]
         if have is self._kind:
             return {**said, "mediaType": media_type}
-        if layer.digest not in self._done:
-            bar = Bar(self._progress, short(Digest(diff_id)))
-            async with self._deps.extractions:
-                made = await self._recompress(layer, diff_id, bar)
-            await keep(self._deps, self._lease, made[0])
-            bar.show("Converting", layer.size, layer.size)
-            self._done[layer.digest] = made
+        async with self._deps.locks(("convert", layer.digest, self._kind)):
+            if layer.digest not in self._done:
+                self._done[layer.digest] = await self._made(layer, diff_id)
         digest, size = self._done[layer.digest]
         return {"mediaType": media_type, "digest": digest, "size": size}
+
+    async def _made(self, layer: Descriptor, diff_id: DiffID) -> tuple[Digest, int]:
+        """Digest and size of the new form of `layer`."""
+        bar = Bar(self._progress, short(Digest(diff_id)))
+        async with self._deps.extractions:
+            digest, size = await self._recompress(layer, diff_id, bar)
+        await keep(self._deps, self._lease, digest)
+        bar.show("Converting", layer.size, layer.size)
+        return digest, size
 
     async def _recompress(self, layer: Descriptor, diff_id: DiffID, bar: Bar) -> tuple[Digest, int]:
         loop = asyncio.get_running_loop()

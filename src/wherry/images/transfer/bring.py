@@ -15,7 +15,7 @@ from wherry.aio import settle
 from wherry.digest import ChainID, DiffID, Digest
 from wherry.distribution.fetch import fetch
 from wherry.distribution.source import Source
-from wherry.errors import Corrupt, WherryError
+from wherry.errors import Corrupt, first_of
 from wherry.images.deps import Deps
 from wherry.images.layers import short, unpack
 from wherry.images.leases import Lease
@@ -50,7 +50,7 @@ async def bring_blobs(errand: Errand, blobs: Iterable[Descriptor]) -> None:
                     bar.say("Pulling fs layer")
                     group.create_task(_download(errand, blob, bar, last="Pull complete"))
     except BaseExceptionGroup as errors:
-        raise _first(errors) from errors
+        raise first_of(errors) from errors
 
 
 async def bring_layers(
@@ -62,17 +62,8 @@ async def bring_layers(
         async with asyncio.TaskGroup() as group:
             return await work.run(group)
     except BaseExceptionGroup as errors:
-        raise _first(errors) from errors
+        raise first_of(errors) from errors
     raise AssertionError("unreachable: a TaskGroup either returns or raises")
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error to tell: one of ours if there is one."""
-    ours, rest = errors.split(WherryError)
-    group = ours or rest
-    assert group is not None
-    inner = group.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from wherry.digest import Digest, is_digest
 from wherry.distribution.errors import Refused
 from wherry.distribution.repository import Repository, open_repository
 from wherry.distribution.upload import Blob, Outcome, Reports, has_manifest, put_manifest, upload
-from wherry.errors import Failed, InvalidParameter, NotFound, WherryError
+from wherry.errors import Failed, InvalidParameter, NotFound, WherryError, first_of
 from wherry.images.deps import Deps
 from wherry.images.garbage import leased
 from wherry.images.leases import Lease
@@ -184,7 +184,7 @@ async def _send(errand: Errand, document: Document, reference: Reference, screen
         async with asyncio.TaskGroup() as group:
             work.start(group, document, screen)
     except BaseExceptionGroup as errors:
-        raise _first(errors) from errors
+        raise first_of(errors) from errors
     for each in document.walk():
         name = str(reference.tag) if each is document else each.raw.digest
         await put_manifest(errand.repository, each.raw, name, errand.reports())
@@ -265,12 +265,3 @@ class _Sending:
             file.seek(offset)
             while data := await settle(file.read, CHUNK):
                 yield data
-
-
-def _first(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error to tell: one of ours if there is one."""
-    ours, rest = errors.split(WherryError)
-    group = ours or rest
-    assert group is not None
-    inner = group.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner
