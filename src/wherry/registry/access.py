@@ -121,11 +121,13 @@ class Guard:
                 user = await self._by_password(request, value, wanted)
             case _:
                 user = ""
-        if all(self._rules.allow(user, each.repository, each.action) for each in wanted) and (user or wanted):
+        refused = [each for each in wanted if not self._rules.allow(user, each.repository, each.action)]
+        if not refused and (user or wanted):
             return user
         if not user:
             raise self._challenge(request, wanted, "authentication required")
-        raise _denied(user, wanted)
+        words = f"requested access to the resource is denied: {user} may not {_words(refused)}"
+        raise Problem(Code.DENIED, words, detail=" ".join(map(str, _scopes(refused))))
 
     def _by_token(self, request: web.Request, token: str, wanted: Sequence[Access]) -> str:
         assert self._tokens is not None
@@ -133,10 +135,13 @@ class Guard:
             claims = self._tokens.verify(token)
         except Problem as exc:
             raise self._challenge(request, wanted, exc.message, error="invalid_token") from exc
-        if all(_claimed(claims, each) for each in wanted):
+        refused = [each for each in wanted if not _claimed(claims, each)]
+        if not refused:
             return claims.subject
-        said = "the token does not allow this" if claims.subject else "authentication required"
-        raise self._challenge(request, wanted, said, error="insufficient_scope")
+        words = f"{claims.subject} may not {_words(refused)} with this token"
+        raise self._challenge(
+            request, wanted, words if claims.subject else "authentication required", error="insufficient_scope"
+        )
 
     async def _by_password(self, request: web.Request, value: str, wanted: Sequence[Access]) -> str:
         user, password = _basic(value)
@@ -258,9 +263,9 @@ def _next(request: web.Request, wanted: Sequence[Access]) -> list[Access]:
     return [Access(each.repository, "push") for each in wanted]
 
 
-def _denied(user: str, wanted: Sequence[Access]) -> Problem:
-    what = " ".join(map(str, _scopes(wanted)))
-    return Problem(Code.DENIED, f"requested access to the resource is denied: {user} may not {what}", detail=what)
+def _words(refused: Sequence[Access]) -> str:
+    """`push team/web, delete team/web`, as a sentence wants it."""
+    return ", ".join(f"{each.action} {each.repository}" if each.repository else "see the catalog" for each in refused)
 
 
 def _basic(value: str) -> tuple[str, str]:
