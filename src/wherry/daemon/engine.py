@@ -32,9 +32,8 @@ from wherry.network.networks import NetworkConfig, Networks
 from wherry.registry.folder import FolderStore
 from wherry.runtime.shim_client import RuntimeSpec, Shims
 from wherry.state import Put, State
+from wherry.storage.choose import Choice, choose
 from wherry.storage.content import ContentStore
-from wherry.storage.native import NativeSnapshotter
-from wherry.storage.overlay import OverlaySnapshotter, probe
 from wherry.storage.snapshot import Snapshotter
 from wherry.volumes.volumes import Volumes
 
@@ -85,7 +84,8 @@ async def open_engine(config: Config) -> Engine:
     state = await settle(State, data_root / "state.db")
     events, background = Events(), Background()
     content = await settle(ContentStore, data_root)
-    snapshots = await settle(choose_snapshotter, data_root, config.storage_driver)
+    choice = await settle(choose, data_root, config.storage_driver)
+    snapshots = choice.snapshotter
     registry = registry_config(config, os.environ)
     image_deps = await settle(
         lambda: images.build(
@@ -129,7 +129,7 @@ async def open_engine(config: Config) -> Engine:
         background=background,
         settings=settings,
     )
-    facts = engine_facts(config, engine_id=await settle(_engine_id, state), snapshots=snapshots, settings=settings)
+    facts = engine_facts(config, engine_id=await settle(_engine_id, state), choice=choice, settings=settings)
     services = Services(
         containers=container_deps, images=image_deps, networks=networks, volumes=volumes, events=events, facts=facts
     )
@@ -156,20 +156,6 @@ def _make_directories(data_root: Path, exec_root: Path) -> None:
         exec_root.mkdir(mode=0o711, parents=True, exist_ok=True)
     except OSError as exc:
         raise Failed(f"cannot make {exc.filename}: {exc.strerror}") from exc
-
-
-def choose_snapshotter(data_root: Path, wanted: str) -> Snapshotter:
-    """Overlay where the kernel and the file system can, else plain copies; says why. `wanted`: as configured."""
-    if wanted == "native":
-        return NativeSnapshotter(data_root)
-    try:
-        probe(data_root)
-    except OSError as exc:
-        if wanted:
-            raise Failed(f"storage-driver {wanted}: overlay does not work on {data_root}: {exc.strerror}") from exc
-        log.warning("overlay does not work on %s (%s): using the native storage driver", data_root, exc.strerror)
-        return NativeSnapshotter(data_root)
-    return OverlaySnapshotter(data_root)
 
 
 def volume_users(store: ContainerStore) -> Mapping[str, Sequence[str]]:
@@ -201,16 +187,15 @@ def network_config(config: Config) -> NetworkConfig:
     )
 
 
-def engine_facts(
-    config: Config, *, engine_id: str, snapshots: Snapshotter, settings: containers.Settings
-) -> EngineFacts:
+def engine_facts(config: Config, *, engine_id: str, choice: Choice, settings: containers.Settings) -> EngineFacts:
     return EngineFacts(
         id=engine_id,
         name=platform.node(),
         version=__version__,
         root=settings.data_root,
         started=time.time_ns(),
-        driver=snapshots.name,
+        driver=choice.snapshotter.name,
+        driver_status=choice.status,
         runtimes={name: spec.path for name, spec in settings.runtimes.items()},
         default_runtime=settings.default_runtime,
         log_driver=config.log_driver,

@@ -75,7 +75,7 @@ def run(cli: CLI, flags: Flags, _: list[str]) -> int:
     form, repair = flags.text("format"), flags.on("repair")
     template = compile_template(form) if form not in ("", "table", "json") else None
     result = Result()
-    query = {"repair": repair, "quick": flags.on("quick")}
+    query = {"repair": repair, "quick": flags.on("quick"), "pull": flags.on("pull")}
     try:
         with cli.engine.open("POST" if repair else "GET", "/system/check", query) as call:
             show_stream(result.progress(call), fd=2, quiet=flags.on("quiet") or not os.isatty(2))
@@ -123,6 +123,7 @@ COMMANDS = {
                 "'json':             Print the engine's report in JSON format\n"
                 "'TEMPLATE':         Print each problem using the given Go template",
             ),
+            Flag("pull", "", BOOL, "With --repair: fetch what is lost from the registries images came from"),
             Flag("quick", "", BOOL, "Compare sizes only, do not read contents"),
             Flag("quiet", "q", BOOL, "Suppress progress output"),
             Flag("repair", "", BOOL, "Mend what can be mended"),
