@@ -139,5 +139,5 @@ def test_an_artifact_beside_images_is_passed_over_and_alone_is_named(world: Worl
     blobs = blobs_of(artifact, ONE)
     (bundle,) = found(world, layout(entries, *blobs))
     assert bundle.target.digest == ONE.digest
-    with pytest.raises(NotSupported, match="unsupported media type 'application/vnd.in-toto"):
+    with pytest.raises(NotSupported, match="unsupported media type"):
         found(world, layout(entries[:1], *blobs))
