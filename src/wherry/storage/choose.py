@@ -91,7 +91,7 @@ def backing(root: Path) -> str:
     """The file system `root` is on, as Docker calls it."""
     place = os.path.realpath(root)
     best, found = "", "unknown"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+    with open("/proc/thread-self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             head, _, tail = line.partition(" - ")
             point = head.split(" ")[4].encode("utf-8", "surrogateescape").decode("unicode_escape")
