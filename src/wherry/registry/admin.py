@@ -6,8 +6,8 @@ The socket is the administrator's alone (mode 0600): whoever may open the folder
 """
 
 import asyncio
-import contextlib
 import os
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -24,6 +24,7 @@ from wherry.registry.collect import GRACE, Collected
 from wherry.registry.config import Config, load, parser
 from wherry.registry.folder import open_folder
 from wherry.registry.lock import FolderLock
+from wherry.registry.page import refusing
 from wherry.registry.policies import Policies, encode, open_policies
 from wherry.registry.retention import Doomed
 
@@ -47,21 +48,26 @@ async def serve_admin(policies: Policies, root: Path, down: AsyncExitStack) -> N
         found = await policies.retain(dry_run=request.query.get("dry-run", "") == "1")
         return web.Response(body=encode(found), content_type="application/json")
 
-    app.router.add_post("/gc", gc)
-    app.router.add_post("/retention", retention)
+    app.router.add_post("/gc", refusing(gc))
+    app.router.add_post("/retention", refusing(retention))
     path = root / SOCKET
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     down.push_async_callback(runner.cleanup)
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()  # of a server that was killed: the folder's lock is ours
-    before = os.umask(0o177)
+    await web.SockSite(runner, await settle(_bind, path)).start()
+
+
+def _bind(path: Path) -> socket.socket:
+    """A socket only its owner may connect to, from its first moment on (blocking). Failed."""
+    path.unlink(missing_ok=True)  # of a server that was killed: the folder's lock is ours
+    made = socket.socket(socket.AF_UNIX)
     try:
-        await web.UnixSite(runner, str(path)).start()
+        os.fchmod(made.fileno(), 0o600)  # the file gets the mode its socket has
+        made.bind(str(path))
     except OSError as exc:
-        raise Failed(f"cannot listen on {path}: {exc.strerror}") from exc
-    finally:
-        os.umask(before)
+        made.close()
+        raise Failed(f"cannot listen on {path}: {exc.strerror or exc}") from exc
+    return made
 
 
 def gc(argv: Sequence[str]) -> int:
@@ -136,8 +142,8 @@ async def _ask(config: Config, what: str, query: Mapping[str, str]) -> bytes:
 
 
 def _at_rest(config: Config) -> Config:
-    """Nobody signs in and nothing is fetched."""
-    changed: dict[str, Any] = {"auth": None, "upstreams": {}}
+    """Nobody signs in, nothing is fetched and nobody is told."""
+    changed: dict[str, Any] = {"auth": None, "upstreams": {}, "webhooks": []}
     return msgspec.structs.replace(config, **changed)
 
 

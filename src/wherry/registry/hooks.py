@@ -77,8 +77,8 @@ class Hooks:
     before anything else; with no access wanted for `/v2/` itself."""
 
     before_write: Callable[[str, int], Awaitable[None]] = no_limit
-    """A repository is about to grow by so many bytes (0: a mount, a deletion, or a size not known yet; asked again while
-    an upload grows, and for the manifest). Raises DENIED (quota) or UNSUPPORTED (read-only)."""
+    """A repository is about to grow by so many bytes (0: a mount, a deletion, or a size not known yet; asked again
+    while an upload grows, and for the manifest). Raises DENIED (quota) or UNSUPPORTED (read-only)."""
 
     happened: Callable[[Happening], None] = nobody_listens
 

@@ -86,7 +86,8 @@ class Metrics:
         sent = 0
         try:
             answer = await handler(request)
-            status, sent = answer.status, answer.body_length
+            status = answer.status
+            sent = answer.body_length or (request.method != "HEAD" and answer.content_length) or 0
             return answer
         except web.HTTPException as exc:
             status = exc.status

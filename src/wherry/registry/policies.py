@@ -145,7 +145,10 @@ class Policies:
     async def retain(self, *, dry_run: bool) -> list[retention.Doomed]:
         """The retention rules now."""
         async with self._tidying:
-            return await retention.retain(self._store, self.config.retention, dry_run=dry_run)
+            gone = await retention.retain(self._store, self.config.retention, dry_run=dry_run)
+        for each in () if dry_run else gone:
+            self._happened(Happening(action="delete", repository=each.repository, tag=each.tag, actor="retention"))
+        return gone
 
     async def tidy(self) -> None:
         """For ever: retention and garbage collection at the configured interval."""
@@ -218,22 +221,32 @@ def server_context(config: TLSConfig) -> ssl.SSLContext:
     return context
 
 
-async def follow_certificate(context: ssl.SSLContext, config: TLSConfig) -> None:
-    """For ever: new connections get the new certificate when its files change."""
+async def follow_certificate(context: ssl.SSLContext, config: TLSConfig, *, look: float = LOOK) -> None:
+    """For ever: new connections get the new certificate when its files change. `look`: seconds between looks."""
 
     def stamp() -> tuple[int, ...]:
         return tuple(Path(name).stat().st_mtime_ns for name in (config.cert, config.key))
 
     seen = await settle(stamp)
     while True:
-        await asyncio.sleep(LOOK)
+        await asyncio.sleep(look)
         try:
-            if (now := await settle(stamp)) != seen:
-                await settle(context.load_cert_chain, config.cert, config.key)
-                seen = now
-                log.info("the certificate %s was read again", config.cert)
-        except (OSError, ssl.SSLError) as exc:
+            if (now := await settle(stamp)) == seen:
+                continue
+            fresh = await settle(server_context, config)
+        except (OSError, InvalidParameter) as exc:
             log.error("the certificate %s cannot be read again: %s", config.cert, exc)
+            continue
+        context.sni_callback = _instead(fresh)  # not loaded into `context`: handshakes under way would see half of it
+        seen = now
+        log.info("the certificate %s was read again", config.cert)
+
+
+def _instead(fresh: ssl.SSLContext) -> Callable[[ssl.SSLObject, str, ssl.SSLContext], None]:
+    def choose(handshake: ssl.SSLObject, name: str, context: ssl.SSLContext) -> None:
+        handshake.context = fresh
+
+    return choose
 
 
 def encode(found: Collected | list[retention.Doomed]) -> bytes:
