@@ -18,6 +18,7 @@ class Access:
 
     repository: str
     action: str
+    alias: str = ""  # what the client calls the repository, when that is not its name (see `locate`)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,7 +129,9 @@ class Server:
             return cut(request)
         except Exception as exc:
             problem = _problem_of(exc)
-            if problem.status >= 500:
+            if isinstance(exc, Problem) and problem.status >= 500:  # foreseen: an upstream that is away, say
+                log.warning("%s %s: %s", request.method, request.raw_path, problem.message)
+            elif problem.status >= 500:
                 log.exception("%s %s failed", request.method, request.raw_path)
             return cut(request) if request.writer.output_size else refuse(problem, request)
 
@@ -143,9 +145,11 @@ class Server:
                 headers={"Allow": ", ".join(methods)},
             )
         handler, action = methods[request.method]
-        if place.repository:
-            place = replace(place, repository=await self._hooks.locate(request, place.repository))
-        actor = await self._hooks.authorise(request, _wanted(place, action, request))
+        asked = place.repository
+        if asked:
+            place = replace(place, repository=await self._hooks.locate(request, asked))
+        alias = asked if asked != place.repository else ""
+        actor = await self._hooks.authorise(request, _wanted(place, action, request, alias))
         return await handler(
             Call(
                 request=request,
@@ -159,12 +163,12 @@ class Server:
         )
 
 
-def _wanted(place: Place, action: str, request: web.Request) -> Sequence[Access]:
+def _wanted(place: Place, action: str, request: web.Request, alias: str) -> Sequence[Access]:
     if not action:
         return ()
-    wanted = [Access(place.repository, action)]
+    wanted = [Access(place.repository, action, alias)]
     if action == "push":
-        wanted.append(Access(place.repository, "pull"))
+        wanted.append(Access(place.repository, "pull", alias))
     source = request.query.get("from") if place.kind == "uploads" else None
     if source and request.query.get("mount"):
         check_name(source)

@@ -66,7 +66,7 @@ class World:
 
 
 @asynccontextmanager
-async def caching(root: Path, *, name: str = "hub", **upstream: object) -> AsyncIterator[World]:
+async def caching(root: Path, *, name: str = "hub", auth: object = None, **upstream: object) -> AsyncIterator[World]:
     there = await settle(open_folder, root / "origin")
     origin = Origin(there)
     app = build_app(there)
@@ -75,7 +75,7 @@ async def caching(root: Path, *, name: str = "hub", **upstream: object) -> Async
     background = Background()
     async with TestServer(app) as origin_server, aiohttp.ClientSession() as session:
         url = str(origin_server.make_url("")).rstrip("/")
-        document = {"root": str(root / "cache"), "upstreams": {name: {"url": url, **upstream}}}
+        document = {"root": str(root / "cache"), "auth": auth, "upstreams": {name: {"url": url, **upstream}}}
         policies = await open_policies(msgspec.convert(document, Config), here, here, background)
         hooks = policies.hooks()
         front = build_app(here, hooks=hooks)
@@ -279,6 +279,20 @@ async def test_a_mirror_is_asked_by_namespace_and_by_plain_name(tmp_path: Path):
         assert await world.cache.get(f"library/x/blobs/{digest(TWO.config)}") == (200, TWO.config)
         assert await world.cache.get("mine/y/manifests/t") == (200, ONE.manifest)
         assert [name for name, _ in world.store.catalog] == ["mine/y", "hub/library/x"]
+
+
+async def test_a_token_for_the_name_a_mirror_is_asked_by_opens_what_the_rules_allow(tmp_path: Path):
+    (tmp_path / "htpasswd").write_text("")
+    rules = [{"users": ["anonymous"], "repositories": ["hub/open/*", "open/*", "shut/*"]}]
+    auth = {"htpasswd": str(tmp_path / "htpasswd"), "rules": rules}
+    async with caching(tmp_path, default=True, auth=auth) as world:
+        for path in ("open/x", "shut/x"):
+            await world.upstream.image(path, ONE, tag="t")
+        for path, status in (("open/x", 200), ("shut/x", 401)):
+            async with world.cache.session.get(f"{world.cache.base}/token?scope=repository:{path}:pull") as answer:
+                bearer = {"Authorization": f"Bearer {(await answer.json())['token']}"}
+            assert (await world.cache.get(f"{path}/manifests/t", bearer))[0] == status, path
+            assert (await world.cache.get(f"hub/{path}/manifests/t", bearer))[0] == 401, path
 
 
 async def test_nobody_writes_to_a_copy(world: World):
