@@ -3,47 +3,14 @@
 What may differ is taken out first: the program's name, identifiers made by the call, and times.
 """
 
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from harness.engine import Cli, Engine, Result
-
-IDENTIFIER = re.compile(r"\b[0-9a-f]{64}\b|\b[0-9a-f]{12}\b")
-AGE = re.compile(r"(Less than a second|About an? \w+|\d+ (seconds?|minutes?|hours?))( ago)?")
-ENDPOINT = re.compile(r"endpoint \w+")
-PADDING = re.compile(r" {2,}")
-COUNTED = re.compile(r'"Containers":"\d+"(?=,"CreatedAt")')  # of an image, since API 1.51; docker 28 speaks 1.50
-STAMP = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[.\d]*( [+-]\d{4} \w+|Z|[+-]\d\d:\d\d)?")
-
-
-def comparable(result: Result, *, changing: bool) -> tuple[int, str, str]:
-    """`changing` output names what the call has made, or tells how old something is."""
-
-    def plain(text: str) -> str:
-        text = text.replace("wherry", "docker").replace("Wherry", "Docker").replace("SRun ", "Run ")
-        text = text.replace("but the Docker daemon API", "but the daemon API")
-        text = COUNTED.sub('"Containers":"N/A"', text)
-        if changing:
-            for pattern, word in ((STAMP, "WHEN"), (IDENTIFIER, "ID"), (AGE, "AGE"), (ENDPOINT, "ENDPOINT")):
-                text = pattern.sub(word, text)
-        return PADDING.sub("  ", text) if changing else text
-
-    return result.code, plain(result.out), plain(result.err)
-
-
-def both(engine: Engine, *arguments: str, changing: bool = False, input: str | None = None) -> None:
-    """Run by both, and compare. Images made at the same moment have no order."""
-    expected = engine.docker(*arguments, check=False, input=input)
-    got = engine.wherry(*arguments, check=False, input=input)
-    code, out, err = comparable(expected, changing=changing)
-    our_code, our_out, our_err = comparable(got, changing=changing)
-    if arguments[0] in ("images", "image"):
-        out, our_out = ("\n".join(sorted(text.splitlines())) for text in (out, our_out))
-    assert (our_code, our_out, our_err) == (code, out, err), " ".join(arguments)
+from harness.engine import Cli, Engine
+from harness.same import both, comparable
 
 
 @pytest.fixture

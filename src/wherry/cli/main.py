@@ -129,6 +129,8 @@ def serve(argv: Sequence[str]) -> int:
     try:
         code = import_module(catalog.SERVERS[argv[0]][0]).main(list(argv[1:]))
     except SystemExit as exc:  # argparse's, after help and wrong usage
+        if isinstance(exc.code, str):
+            raise Failure(exc.code) from None
         code = exc.code
     return code if isinstance(code, int) else 0
 

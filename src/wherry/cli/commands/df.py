@@ -138,8 +138,9 @@ class CacheRow(Row):
 
 def verbose_rows(usage: dict[str, Any]) -> tuple[Sequence[Row], Sequence[Row], Sequence[Row], Sequence[Row]]:
     now = time.time()
-    images = [
-        row for image in usage.get("Images") or [] for row in rows_of(image, digests=False, truncate=True, now=now)
+    images = [  # each under its first name only
+        rows_of({**image, "RepoDigests": None}, digests=False, truncate=True, now=now)[0]
+        for image in usage.get("Images") or []
     ]
     used = [UsedImageRow(row.image, row.repository, row.tag, row.digest, truncate=True, now=now) for row in images]
     containers = [  # without the size of the image below
