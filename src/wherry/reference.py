@@ -49,11 +49,12 @@ class Reference:
 
     @property
     def familiar_name(self) -> str:
-        """`alpine`; `user/x`; `localhost:5000/x`."""
-        if self.domain != DEFAULT_DOMAIN:
+        """`alpine`; `user/x`; `localhost:5000/x`. Longer where the short form would mean something else."""
+        first, slash, _ = self.path.partition("/")
+        if self.domain != DEFAULT_DOMAIN or (slash and _is_domain(first)):
             return self.name
         short = self.path.removeprefix(OFFICIAL)
-        return self.path if "/" in short else short
+        return self.path if "/" in short or _IDENTIFIER.match(short) else short
 
     @property
     def familiar(self) -> str:
@@ -115,13 +116,16 @@ def _digest(text: str | None) -> Digest | None:
 def _split_domain(text: str) -> tuple[str, str]:
     """Docker's rule: the first component is a domain if it has a dot, a colon or capitals, or is `localhost`."""
     first, slash, rest = text.partition("/")
-    looks_like_domain = slash and ("." in first or ":" in first or first == "localhost" or first != first.lower())
-    domain, rest = (first, rest) if looks_like_domain else (DEFAULT_DOMAIN, text)
+    domain, rest = (first, rest) if slash and _is_domain(first) else (DEFAULT_DOMAIN, text)
     if domain == LEGACY_DOMAIN:
         domain = DEFAULT_DOMAIN
     if domain == DEFAULT_DOMAIN and "/" not in rest:
         rest = OFFICIAL + rest
     return domain, rest
+
+
+def _is_domain(first: str) -> bool:
+    return "." in first or ":" in first or first == "localhost" or first != first.lower()
 
 
 def parse_repository(text: str, tag: str | None = None) -> Reference:

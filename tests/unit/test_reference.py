@@ -96,3 +96,8 @@ def test_whatever_parses_parses_again_to_the_same(text):
         return
     assert parse(str(reference)) == reference
     assert parse(reference.familiar) == reference
+
+
+@pytest.mark.parametrize("text", ["docker.io/ghcr.io/x", "docker.io/localhost/x", "docker.io/library/" + "a" * 64])
+def test_a_short_form_that_would_mean_something_else_is_not_used(text: str):
+    assert parse(parse(text).familiar) == parse(text)
