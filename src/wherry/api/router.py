@@ -22,6 +22,10 @@ _MAX = parse_version(API_VERSION)
 _MIN = parse_version(MIN_API_VERSION)
 _NOTHING: Mapping[str, str] = {}
 
+# What podman, buildah and skopeo ask for (`docker-daemon:NAME`), for years by version 1.22: the same in all versions.
+_UNCHANGED = frozenset({"/images/get", "/images/load"})
+_UNCHANGED_SINCE = parse_version("1.22")
+
 
 class Router:
     """Routes by method and path; filled at start-up, then only read."""
@@ -60,7 +64,7 @@ def split_version(path: str) -> tuple[Version, str]:
     if match is None:
         return _MAX, path
     asked = parse_version(match[1])
-    if asked < _MIN:
+    if asked < _MIN and not (match[2] in _UNCHANGED and asked >= _UNCHANGED_SINCE):
         raise InvalidParameter(
             f"client version {match[1]} is too old. Minimum supported API version is {MIN_API_VERSION}, "
             "please upgrade your client to a newer version"

@@ -71,6 +71,13 @@ async def test_versions_we_do_not_speak_are_refused_in_dockers_words(path: Path,
         assert json.loads(body) == {"message": words}
 
 
+async def test_what_podman_and_skopeo_ask_an_engine_for_is_answered_by_the_version_they_speak(path: Path):
+    async with served(path, {("GET", "/images/get"): hello, ("GET", "/images/json"): hello}):
+        assert json.loads((await ask(path, get("/v1.22/images/get?names=x")))[2])["version"] == [1, 22]
+        for target in ("/v1.21/images/get?names=x", "/v1.22/images/json"):
+            assert (await ask(path, get(target)))[0] == 400
+
+
 @pytest.mark.parametrize("target", ["/nothing", "/v1.40/nothing", "/vabc/x", "//x", "/x/", "/"])
 async def test_an_unknown_path_is_page_not_found(path: Path, target: str):
     async with served(path, {("GET", "/x"): hello}):
