@@ -22,6 +22,7 @@ from wherry.registry import collect, retention
 from wherry.registry.access import Guard
 from wherry.registry.collect import Collected
 from wherry.registry.config import Config, TLSConfig
+from wherry.registry.errors import Problem
 from wherry.registry.folder import FolderStore
 from wherry.registry.hooks import Access, Happening, Hooks, allow
 from wherry.registry.metrics import Family, Metrics, gauge
@@ -69,7 +70,7 @@ class Policies:
             happened=self._happened,
             before_manifest=upstreams.before_manifest,
             missing_blob=upstreams.missing_blob,
-            locate=upstreams.locate,
+            locate=self._locate,
             tags=upstreams.tags,
         )
 
@@ -79,6 +80,17 @@ class Policies:
             if each.action in ("push", "delete") and self.upstreams is not None:
                 self.upstreams.check_write(each.repository)
         return actor
+
+    async def _locate(self, request: web.Request, repository: str) -> str:
+        """A plain name is upstream's only for who may read there: others are told of their own."""
+        assert self.upstreams is not None
+        place = await self.upstreams.locate(request, repository)
+        if self.guard is not None and place != repository and "ns" not in request.query:
+            try:
+                await self.guard.authorise(request, [Access(place, "pull", repository)])
+            except Problem:
+                return repository
+        return place
 
     async def _before_write(self, repository: str, size: int) -> None:
         await self.limits.before_write(repository, size)

@@ -135,19 +135,20 @@ class Upstreams:
             return _place(*found)
         if upstream is not None:
             return _place(upstream, repository)
-        if self._default and request.method in ("GET", "HEAD") and not await self._is_ours(repository):
+        if self._default and request.method in ("GET", "HEAD") and not await self._is_ours(request, repository):
             return _place(self._upstreams[self._default], repository)
         return repository
 
-    async def _is_ours(self, repository: str) -> bool:
+    async def _is_ours(self, request: web.Request, repository: str) -> bool:
+        """Whether a request by a plain name is about what was, or is being, pushed here."""
+        if "/blobs/uploads/" in request.path:
+            return True
         try:
-            return bool(await self._served.tags(repository, after="", limit=1)) or self._has_manifests(repository)
-        except Problem:
-            return False
-
-    def _has_manifests(self, repository: str) -> bool:
-        here = self._store.catalog.find(repository)
-        return here is not None and bool(here.manifests)
+            await self._served.tags(repository, after="", limit=1)
+        except Problem:  # a first push asks for blobs, too; of upstream's only those are known whose manifest is here
+            place = _place(self._upstreams[self._default], repository)
+            return "/blobs/" in request.path and self._store.catalog.find(place) is None
+        return True
 
     def check_write(self, repository: str) -> None:
         """DENIED for a repository that is another registry's."""

@@ -281,6 +281,38 @@ async def test_a_mirror_is_asked_by_namespace_and_by_plain_name(tmp_path: Path):
         assert [name for name, _ in world.store.catalog] == ["mine/y", "hub/library/x"]
 
 
+async def test_a_first_push_beside_a_default_upstream_is_a_push_as_any_other(tmp_path: Path):
+    async with caching(tmp_path, default=True) as world:
+        base, session = world.cache.base, world.cache.session
+        for name, data in ONE.blobs.items():
+            async with session.head(f"{base}/v2/own/x/blobs/{name}") as answer:
+                assert answer.status == 404
+            async with session.post(f"{base}/v2/own/x/blobs/uploads/") as answer:
+                place = f"{base}{answer.headers['Location']}"
+            async with session.get(place) as answer:
+                assert answer.status == 204
+            async with session.put(f"{place}?digest={name}", data=data) as answer:
+                assert answer.status == 201
+            async with session.head(f"{base}/v2/own/x/blobs/{name}") as answer:
+                assert answer.status == 200
+        assert not world.origin.asked
+        assert (await world.cache.manifest("own/x", "t", ONE.manifest, ONE.media_type))[0] == 201
+        assert [name for name, _ in world.store.catalog] == ["own/x"]
+
+
+async def test_who_may_not_read_upstreams_is_not_told_of_them_by_a_plain_name(tmp_path: Path):
+    (tmp_path / "htpasswd").write_text("")
+    auth = {"htpasswd": str(tmp_path / "htpasswd"), "tokens": False}
+    auth["rules"] = [{"users": ["anonymous"], "repositories": ["own/*"], "actions": ["pull", "push"]}]
+    async with caching(tmp_path, default=True, auth=auth) as world:
+        await world.upstream.image("own/x", ONE, tag="t")
+        world.origin.asked.clear()
+        assert (await world.cache.get("own/x/manifests/t"))[0] == 404
+        await world.cache.image("own/x", TWO, tag="t")
+        assert await world.cache.get("own/x/manifests/t") == (200, TWO.manifest)
+        assert not world.origin.asked
+
+
 async def test_a_token_for_the_name_a_mirror_is_asked_by_opens_what_the_rules_allow(tmp_path: Path):
     (tmp_path / "htpasswd").write_text("")
     rules = [{"users": ["anonymous"], "repositories": ["hub/open/*", "open/*", "shut/*"]}]
@@ -288,7 +320,7 @@ async def test_a_token_for_the_name_a_mirror_is_asked_by_opens_what_the_rules_al
     async with caching(tmp_path, default=True, auth=auth) as world:
         for path in ("open/x", "shut/x"):
             await world.upstream.image(path, ONE, tag="t")
-        for path, status in (("open/x", 200), ("shut/x", 401)):
+        for path, status in (("open/x", 200), ("shut/x", 404)):
             async with world.cache.session.get(f"{world.cache.base}/token?scope=repository:{path}:pull") as answer:
                 bearer = {"Authorization": f"Bearer {(await answer.json())['token']}"}
             assert (await world.cache.get(f"{path}/manifests/t", bearer))[0] == status, path
