@@ -12,6 +12,7 @@ from imagekit.making import make, tar
 from imagekit.registry import FakeRegistry
 from imagekit.trees import files
 from imagekit.world import NOTHING, World
+from wherry.digest import ChainID, Digest, of
 from wherry.errors import Conflict, NotFound, Unavailable
 from wherry.images.archives.load import load
 from wherry.images.archives.save import save
@@ -162,6 +163,29 @@ async def test_a_blob_made_while_garbage_is_chosen_stays(world: World, step: str
 
         digest = await asyncio.to_thread(make_blob)
         assert content.has(digest)  # type: ignore[arg-type]
+    await collect_all(world.deps)
+    assert world.held() == NOTHING
+
+
+@pytest.mark.parametrize("garbage_before", [False, True])
+async def test_a_blob_that_appears_between_choosing_and_removing_stays(world: World, garbage_before: bool):
+    """Also when the same bytes were garbage a moment ago, and were chosen already."""
+    content = world.deps.content
+    if garbage_before:
+        content.write(b"new")
+    async with world.deps.leases.hold("test") as lease:
+
+        def appear() -> tuple[set[Digest], set[ChainID]]:
+            with content.ingest_new("new") as ingest:
+                ingest.write(b"new")
+                lease.note(ingest.digest)
+                ingest.commit(None)
+            return set(), set()
+
+        world.deps.roots.append(appear)  # asked when what is leased is known already
+        await collect_all(world.deps)
+        assert content.has(of(b"new"))
+        world.deps.roots.clear()
     await collect_all(world.deps)
     assert world.held() == NOTHING
 
