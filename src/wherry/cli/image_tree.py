@@ -76,8 +76,7 @@ class Tree:
 
     def labels(self) -> Iterable[str]:
         yield from self.above
-        if self.top.label != UNTAGGED:
-            yield self.top.label
+        yield self.top.label
         for child in self.children:
             yield child.label
 
@@ -142,12 +141,12 @@ class Drawing:
 
 
 def draw(images: Sequence[dict[str, Any]], *, untagged: bool, fd: int) -> str:
-    """The newest first; those without a name only when they are asked for."""
+    """The newest first; those with neither tag nor digest only when they are asked for."""
     try:
         width = max(os.get_terminal_size(fd).columns or DEFAULT_WIDTH, LEAST_WIDTH)
     except OSError:
         width = DEFAULT_WIDTH
-    shown = [image for image in images if untagged or image.get("RepoTags")]
+    shown = [image for image in images if untagged or image.get("RepoTags") or image.get("RepoDigests")]
     shown.sort(key=lambda image: -(image.get("Created") or 0))
     drawing = Drawing([Tree(image) for image in shown], width=width, coloured=os.isatty(fd))
     return drawing.legend(mark(fd)) + drawing.text()

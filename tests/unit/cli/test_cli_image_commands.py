@@ -238,10 +238,12 @@ def test_the_newest_come_first_and_the_nameless_only_when_asked_for() -> None:
     null = os.open("/dev/null", os.O_WRONLY)
     try:
         some, all_ = (draw([OLD, NAMELESS, NEW], untagged=flag, fd=null) for flag in (False, True))
+        pulled = draw([{**NAMELESS, "RepoDigests": ["a@sha256:1"]}], untagged=False, fd=null)
     finally:
         os.close(null)
     assert some.splitlines()[0].strip() == "Info ->  U In Use"
     assert "<untagged>" not in some
+    assert "<untagged>" in pulled
     assert [line.split()[0] for line in all_.splitlines() if "5B" in line] == ["<untagged>", "new:1"]
 
 
