@@ -183,30 +183,34 @@ def test_buildah_builds_on_what_is_there_and_pushes_lists(harbour: Harbour, ours
 
 @pytest.mark.parametrize("ours", ["tokens", "tls", "basic", "engine"], indirect=True)
 def test_oras_pushes_attaches_pulls_and_deletes_artifacts(harbour: Harbour, ours: Kind, tmp_path: Path) -> None:
-    oras = harbour.oras
-    flags = [*(["--ca", str(harbour.authority)] if ours.tls else ["--plain"])]
+    artifact, signed = f"{ours.address}/team/artifact:1", f"{ours.address}/team/signed:1"
+    _, digest = stocked(harbour, tmp_path, ours, "signed")
+    report, signature = tmp_path / "report", tmp_path / "signature"
+    for file in (report, signature):
+        file.write_text(f"{file.name} for {ours.name}\n")
+    flags = ["--ca", str(harbour.authority)] if ours.tls else ["--plain"]
     flags += ["--user", f"{USER}:{PASSWORD}"] if ours.auth else []
     flags += [] if ours.tokens else ["--basic"]
-    artifact = f"{ours.address}/team/artifact:1"
-    for name in ("report", "signature"):
-        (tmp_path / name).write_text(f"{name} for {ours.name}\n")
-    pushed = oras.json(*flags, "push", artifact, str(tmp_path / "report"))
+
+    def oras(*steps: str, basic: bool = False) -> list[Any]:
+        return list(harbour.oras.json(*flags, *(["--basic"] if basic else []), *steps))
+
+    pushed, attached, (found,), _, pinned, (other,) = oras(
+        f"push {artifact} {report}",
+        f"attach {artifact} {signature}",
+        f"referrers {artifact}",
+        f"pull {artifact} {tmp_path}/out",
+        f"attach {signed} {signature}",
+        f"referrers {signed}",
+    )
     assert pushed["Docker-Content-Digest"] == harbour.tree(artifact)["digest"]
-    attached = oras.json(*flags, "attach", artifact, str(tmp_path / "signature"))
     assert attached["OCI-Subject"] == pushed["Docker-Content-Digest"]
-    (found,) = oras.json(*flags, "referrers", artifact)
     assert found["digest"] == attached["Docker-Content-Digest"]
-    oras(*flags, "pull", artifact, str(tmp_path / "out"))
     assert (tmp_path / "out" / "report").read_text() == f"report for {ours.name}\n"
+    assert (pinned["OCI-Subject"], other["digest"]) == (digest, pinned["Docker-Content-Digest"])
 
-    repository, digest = stocked(harbour, tmp_path, ours, "signed")
-    assert oras.json(*flags, "attach", f"{repository}:1", str(tmp_path / "signature"))["OCI-Subject"] == digest
-    assert [each["size"] > 0 for each in oras.json(*flags, "referrers", f"{repository}:1")] == [True]
-
-    repository = artifact.removesuffix(":1")
-    assert oras.json(*flags, "tags", repository) == ["1", "1-attached"]
-    assert oras.json(*flags, "--basic", "delete", artifact) == ["1"]
-    assert oras.json(*flags, "tags", repository) == ["1-attached"]
+    listed = f"tags {artifact.removesuffix(':1')}"
+    assert oras(listed, f"delete {artifact}", listed, basic=True) == [["1", "1-attached"], ["1"], ["1-attached"]]
 
 
 # -- docker through our engine -----------------------------------------------------------------------------------------
@@ -259,6 +263,60 @@ def test_what_is_pushed_to_the_engine_is_an_image_there_and_what_is_there_can_be
         "sha256:"
     )
     assert harbour.tree(name)["digest"] == digest
+    harbour.podman("rmi", "--force", name)
+
+
+# -- other ways from one to the other ----------------------------------------------------------------------------------
+
+
+def test_layers_of_zstd_in_chunks_are_layers(harbour: Harbour, tmp_path: Path) -> None:
+    name = f"{ANY['plain'].address}/team/chunked:1"
+    # two blocks for the file, two for the end: of more, skopeo 1.9 keeps two (and the layer is another one)
+    layers = [layer[: 4 * 512] for layer in image("chunked").layers]
+    made = images.Image(tags=[], layers=layers)
+    images.oci_layout(tmp_path / "plain", [made], compression="plain")
+    harbour.copy(f"oci:{tmp_path}/plain", name, "--dest-compress-format", "zstd:chunked")
+    for layer in json.loads(harbour.raw(name))["layers"]:
+        assert layer["mediaType"] == f"{images.OCI_LAYER}+zstd"
+        assert any("zstd-chunked.manifest-checksum" in key for key in layer["annotations"])
+    harbour.docker("pull", name)
+    assert harbour.docker("image", "inspect", "--format", "{{.Id}}", name).text == made.id
+    again = name.replace("chunked", "chunked-again")
+    harbour.docker("tag", name, again)
+    harbour.docker("push", again)
+    assert harbour.tree(again) == harbour.tree(name)
+
+
+def test_podman_buildah_and_skopeo_reach_the_engine_itself(harbour: Harbour, tmp_path: Path) -> None:
+    repository, _ = stocked(harbour, tmp_path, ANY["plain"], "direct")
+    made, bare = image("direct plain").id, image("direct plain").id.removeprefix("sha256:")
+    harbour.podman("pull", "--quiet", *careless(ANY["plain"]), f"{repository}:1")
+    harbour.podman("push", "--quiet", bare, "docker-daemon:by-podman:1")
+    harbour.buildah("push", "--quiet", bare, "docker-daemon:by-buildah:1")
+    harbour.podman("rmi", "--force", bare)
+    harbour.skopeo("copy", "--quiet", f"docker-daemon:{made}", "docker-daemon:by-skopeo:1")
+    for tool in ("podman", "buildah", "skopeo"):
+        assert harbour.docker("image", "inspect", "--format", "{{.Id}}", f"by-{tool}:1").text == made
+    assert harbour.podman("pull", "--quiet", "docker-daemon:by-skopeo:1").text == bare
+    harbour.podman("rmi", "--force", bare)
+
+
+def test_archives_go_from_podman_to_the_engine_and_back(harbour: Harbour, tmp_path: Path) -> None:
+    repository, digest = stocked(harbour, tmp_path, ANY["plain"], "archived")
+    name, held = f"{repository}:1", image("archived plain").id
+    harbour.docker("pull", "--quiet", name)
+    harbour.docker("save", "--output", str(tmp_path / "ours.tar"), name)
+    harbour.docker("rmi", name)
+    shown = harbour.skopeo("inspect", "--format", "{{.Digest}}", f"oci-archive:{tmp_path}/ours.tar")
+    assert shown.text == digest
+    assert harbour.skopeo.json("inspect", "--config", f"docker-archive:{tmp_path}/ours.tar")["architecture"] == "amd64"
+    assert f"Loaded image: {name}" in harbour.podman("load", "--input", str(tmp_path / "ours.tar")).out
+    for form in ("docker-archive", "oci-archive"):
+        archive = str(tmp_path / f"{form}.tar")
+        harbour.podman("save", "--quiet", "--format", form, "--output", archive, name)
+        assert f"Loaded image: {name}" in harbour.docker("load", "--input", archive).lines
+        assert harbour.docker("image", "inspect", "--format", "{{.Id}}", name).text == held
+        harbour.docker("rmi", name)
     harbour.podman("rmi", "--force", name)
 
 

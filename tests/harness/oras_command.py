@@ -1,4 +1,4 @@
-"""PyPI's `oras` client as a command: run by path, what it finds is printed as JSON.
+"""PyPI's `oras` client as a command: run by path. Every argument is a step; what each finds is printed as a JSON list.
 
 push REFERENCE FILE · attach REFERENCE FILE (to what REFERENCE names, under the tag REFERENCE-attached) ·
 pull REFERENCE FOLDER · tags REPOSITORY · delete REFERENCE · referrers REFERENCE
@@ -24,9 +24,7 @@ def main() -> None:
     parser.add_argument("--ca", default=True)
     parser.add_argument("--user", help="NAME:PASSWORD")
     parser.add_argument("--basic", action="store_true")
-    parser.add_argument("verb")
-    parser.add_argument("reference")
-    parser.add_argument("path", nargs="?")
+    parser.add_argument("steps", nargs="+", metavar="VERB REFERENCE [PATH]")
     given = parser.parse_args()
 
     def connect() -> OrasClient:
@@ -36,7 +34,11 @@ def main() -> None:
             client.auth.set_basic_auth(*given.user.split(":"))
         return client
 
-    print(json.dumps(VERBS[given.verb](connect, given.reference, given.path)))
+    found = []
+    for step in given.steps:
+        verb, *words = step.split()
+        found.append(VERBS[verb](connect, *words))
+    print(json.dumps(found))
 
 
 Connect = Callable[[], OrasClient]
@@ -67,16 +69,16 @@ def pull(connect: Connect, reference: str, path: str) -> list[str]:
     return connect().pull(target=reference, outdir=path)
 
 
-def tags(connect: Connect, reference: str, path: None) -> list[str]:
+def tags(connect: Connect, reference: str) -> list[str]:
     return connect().get_tags(reference)
 
 
-def delete(connect: Connect, reference: str, path: None) -> list[str]:
+def delete(connect: Connect, reference: str) -> list[str]:
     repository, _, tag = reference.rpartition(":")
     return connect().delete_tags(repository, tag)
 
 
-def referrers(connect: Connect, reference: str, path: None) -> Any:
+def referrers(connect: Connect, reference: str) -> Any:
     client = connect()
     container = client.get_container(reference)
     digest = subject_of(connect, reference).digest

@@ -132,7 +132,7 @@ class Harbour:
     # -- what the box needs --------------------------------------------------------------------------------------------
 
     def _own_files(self) -> None:
-        """/etc and /var/lib of the box are its own from here on: changes stay in the box, and go with it."""
+        """/etc, /run and /var/lib of the box are its own from here on: changes stay in the box, and go with it."""
         upper = self.root / "upper"
         upper.mkdir()
         self.box.run("mount", "-t", "tmpfs", "tmpfs", str(upper))
@@ -143,6 +143,8 @@ class Harbour:
                 *("mount", "-t", "overlay", "overlay", folder),
                 *("-o", f"lowerdir={folder},upperdir={parts[0]},workdir={parts[1]}"),
             )
+        self.box.run("mount", "-t", "tmpfs", "tmpfs", "/run")
+        self.box.run("ln", "-s", str(self.socket), "/run/docker.sock")  # where podman looks for an engine
         self.box.run("ip", "addr", "add", f"{ADDRESS}/32", "dev", "lo")
         self.box.run("sh", "-c", f"echo '{ADDRESS} {NAME}' >>/etc/hosts")
 
