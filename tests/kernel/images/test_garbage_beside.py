@@ -30,7 +30,7 @@ from wherry.storage.content import ContentStore
 pytestmark = pytest.mark.kernel
 
 SEED = int(os.environ.get("WHERRY_TEST_SEED", "0")) or random.randrange(1 << 30)
-ROUNDS = 6  # of each verb
+ROUNDS = 4  # of each verb
 
 BASE = {"base": b"0" * 300_000}
 MADE = [make([BASE, {f"own{number}": bytes([number]) * 200_000}]) for number in range(3)]
