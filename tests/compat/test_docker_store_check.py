@@ -66,6 +66,8 @@ def test_a_run_on_a_missing_layer_says_what_to_do_and_that_helps(damaged: Engine
     assert check(damaged) == []
     damaged.docker("start", "-a", "made")
     damaged.docker("run", "--rm", "layered", "true")
+    damaged.docker("rm", "made")
+    an_image_that_lost_its_config(damaged)
 
 
 def a_layer_under_a_running_container(damaged: Engine) -> None:
@@ -80,8 +82,6 @@ def a_layer_under_a_running_container(damaged: Engine) -> None:
     assert damaged.docker("exec", "runs", "true").code == 0
     assert damaged.state("runs")["Running"]
     assert damaged.docker("run", "--rm", "busybox", "cat", "/etc/passwd").out == content.decode()
-
-    an_image_that_lost_its_config(damaged)
 
 
 def an_image_that_lost_its_config(damaged: Engine) -> None:
