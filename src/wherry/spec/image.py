@@ -207,6 +207,8 @@ def decode_manifest(raw: bytes, media_type: str = "") -> Manifest | Index:
     if "manifests" in value and ("layers" in value or "config" in value):
         raise InvalidParameter("manifest is ambiguous: it has both the fields of an image and those of an index")
     said = value.get("mediaType") or media_type
+    if not isinstance(said, str):
+        raise InvalidParameter("manifest has a mediaType that is no text")
     if said in INDEXES or (said not in MANIFESTS and "manifests" in value):
         if "manifests" not in value:
             raise InvalidParameter("index has no manifests")
