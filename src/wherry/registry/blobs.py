@@ -36,6 +36,7 @@ async def get(call: Call) -> web.StreamResponse:
         if other is None:
             raise blob_unknown(call.repository, digest) from exc
         if not isinstance(other, bool):
+            call.happened("pull", digest=digest, size=other.content_length or 0)
             return other
         size, file = await _open(call, digest)
     with file:

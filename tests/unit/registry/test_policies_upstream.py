@@ -234,6 +234,12 @@ async def test_how_the_cache_does_can_be_measured(world: World):
         text = await answer.text()
     assert 'wherry_registry_cache_requests_total{result="hit"} 2\n' in text
     assert 'wherry_registry_cache_requests_total{result="miss"} 1\n' in text
+    assert 'wherry_registry_happenings_total{action="pull"} 3\n' in text
+    await world.cache.get(f"hub/x/blobs/{digest(ONE.config)}")
+    async with world.cache.session.get(f"{world.cache.base}/metrics") as answer:
+        text = await answer.text()
+    assert 'wherry_registry_cache_requests_total{result="miss"} 2\n' in text
+    assert 'wherry_registry_happenings_total{action="pull"} 4\n' in text
 
 
 async def test_docker_hubs_own_images_are_kept_under_one_name(tmp_path: Path):

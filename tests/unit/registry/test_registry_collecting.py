@@ -18,7 +18,7 @@ from wherry.registry.folder import FolderStore, open_folder
 from wherry.registry.server import build_app
 from wherry.spec.image import Manifest, decode_manifest
 
-GRACE = 0.02  # seconds: so short that pushes do lose blobs to it, and must notice
+GRACE = 12.0  # seconds, of which one goes by with every blob pushed: pushes do lose blobs to it, and must notice
 REPOSITORIES = ("a", "b", "team/c")
 TAGS = ("t0", "t1", "t2")
 WORKERS = 4
@@ -30,12 +30,22 @@ IMAGES = [make([LAYERS[a], LAYERS[b]]) for a in range(6) for b in range(6) if a 
 
 
 @dataclass
+class Clock:
+    seconds: int = 1_000_000
+
+    def __call__(self) -> int:
+        return self.seconds * 10**9
+
+
+@dataclass
 class Load:
     """Clients that do what clients do, at random."""
 
     push: Pusher
     random: random.Random
+    clock: Clock
     done: dict[str, int] = field(default_factory=dict)
+    again: int = 0  # pushes that lost something
 
     async def step(self) -> None:
         what = self.random.choices(("push", "pull", "untag", "delete", "mount"), (5, 5, 1, 1, 1))[0]
@@ -45,13 +55,14 @@ class Load:
 
     async def _push(self, repository: str, tag: str, made: Made) -> None:
         """As often as blobs that were taken meanwhile make it necessary."""
-        for _ in range(50):
+        for attempt in range(100):
+            self.again += attempt > 0
             for name, data in made.blobs.items():
                 async with self.push.session.head(f"{self.push.base}/v2/{repository}/blobs/{name}") as answer:
                     there = answer.status == 200
                 if not there:
                     assert await self.push.blob(repository, data) == 201
-                await asyncio.sleep(self.random.choice((0, 0, GRACE)))
+                self.clock.seconds += 1
             status, text = await self.push.manifest(repository, tag, made.manifest, made.media_type)
             if status == 201:
                 return
@@ -98,13 +109,18 @@ class Load:
 
 
 @pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[FolderStore]:
-    made = await settle(open_folder, tmp_path / "registry")
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def store(tmp_path: Path, clock: Clock) -> AsyncIterator[FolderStore]:
+    made = await settle(lambda: open_folder(tmp_path / "registry", clock=clock))
     yield made
     await made.close()
 
 
-async def test_collecting_beside_random_clients_never_takes_what_is_needed(store: FolderStore) -> None:
+async def test_collecting_beside_random_clients_never_takes_what_is_needed(store: FolderStore, clock: Clock) -> None:
     stop = asyncio.Event()
     rounds = 0
 
@@ -116,7 +132,7 @@ async def test_collecting_beside_random_clients_never_takes_what_is_needed(store
 
     async with TestServer(build_app(store)) as server, aiohttp.ClientSession() as session:
         push = Pusher(session, str(server.make_url("")).rstrip("/"))
-        loads = [Load(push, random.Random(seed)) for seed in range(WORKERS)]
+        loads = [Load(push, random.Random(seed), clock) for seed in range(WORKERS)]
 
         async def work(load: Load) -> None:
             for _ in range(STEPS):
@@ -129,8 +145,10 @@ async def test_collecting_beside_random_clients_never_takes_what_is_needed(store
             await collecting
 
         assert rounds > 10
+        assert sum(load.again for load in loads) > 0, "nothing was ever collected under somebody's hands"
         assert all(min(load.done[what] for what in ("push", "pull", "mount")) > 0 for load in loads)
         await check_complete(store, push)
+        clock.seconds += 1
         await collect(store, delete_untagged=True, grace=0)
         await check_complete(store, push)
     assert set(store.content.walk()) == store.catalog.live()
@@ -158,12 +176,13 @@ def needed(store: FolderStore) -> set[str]:
     return found
 
 
-async def test_what_a_dry_run_tells_is_what_happens(store: FolderStore) -> None:
+async def test_what_a_dry_run_tells_is_what_happens(store: FolderStore, clock: Clock) -> None:
     async with TestServer(build_app(store)) as server, aiohttp.ClientSession() as session:
         push = Pusher(session, str(server.make_url("")).rstrip("/"))
         for number, made in enumerate(IMAGES[:6]):
             await push.image(REPOSITORIES[number % 3], made, tag="t0")  # every other push takes the tag away
         assert await push.blob("a", b"nobody names this") == 201
+        clock.seconds += 1
         before = set(store.content.walk())
         told = preview(store, delete_untagged=True, grace=0)
         assert set(store.content.walk()) == before
