@@ -234,6 +234,7 @@ def test_docker_signs_in_pulls_pushes_and_searches(harbour: Harbour, registry: K
         assert f"manifest for {repository}:nope not found: manifest unknown: " in unknown
 
 
+@pytest.mark.parametrize("registry", ["tokens", "tls", "engine", "debian-htpasswd"], indirect=True)
 def test_docker_py_pulls_pushes_and_looks(harbour: Harbour, py: Any, registry: Kind, tmp_path: Path) -> None:
     repository, digest = stocked(harbour, tmp_path, registry, "docker-py")
     auth = {"username": USER, "password": PASSWORD} if registry.auth else None
@@ -417,7 +418,7 @@ def test_an_authority_nobody_knows_is_not_believed(harbour: Harbour, registry: K
 
 
 @pytest.mark.parametrize("client", ["docker", "wherry"])
-@pytest.mark.parametrize("registry", ["plain", "tls", "engine", "debian", "debian-tls"], indirect=True)
+@pytest.mark.parametrize("registry", ["tls", "engine", "debian"], indirect=True)
 def test_an_index_is_made_by_manifest_create_and_pulled_by_platform(
     harbour: Harbour, client: str, registry: Kind, tmp_path: Path
 ) -> None:
