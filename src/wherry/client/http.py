@@ -85,9 +85,11 @@ class Stream:
         self.socket.close()
 
 
-def open_stream(endpoint: Endpoint) -> Stream:
-    """Connect; ConnectError carries the system's reason."""
+def open_stream(endpoint: Endpoint, *, via: Stream | None = None) -> Stream:
+    """Connect, over `via` if that leads there already; ConnectError carries the system's reason."""
     try:
+        if via is not None:
+            return _secured(via.socket, endpoint)
         if endpoint.path is not None:
             return _open_unix(endpoint.path)
         return _open_tcp(endpoint)
@@ -117,17 +119,22 @@ def _open_tcp(endpoint: Endpoint) -> Stream:
             sock.close()
             failure = exc
             continue
-        if endpoint.tls is None:
-            return Stream(sock)
+        return _secured(sock, endpoint)
+    raise failure
+
+
+def _secured(sock: _socket.socket, endpoint: Endpoint) -> Stream:
+    """The stream over a connected socket, in TLS where the endpoint speaks it."""
+    if endpoint.tls is None:
+        return Stream(sock)
+    try:
         from wherry.client.tls import TLSStream, make_context  # OpenSSL is loaded only where it is spoken
 
-        try:
-            context = endpoint.tls if not isinstance(endpoint.tls, TLSFiles) else make_context(endpoint.tls)
-            return TLSStream(sock, context, endpoint.host)
-        except BaseException:
-            sock.close()
-            raise
-    raise failure
+        context = endpoint.tls if not isinstance(endpoint.tls, TLSFiles) else make_context(endpoint.tls)
+        return TLSStream(sock, context, endpoint.host)
+    except BaseException:
+        sock.close()
+        raise
 
 
 def send_request(

@@ -18,10 +18,12 @@ from wherry.client import jsontext
 from wherry.client.endpoint import Endpoint
 from wherry.client.engine import quote
 from wherry.client.http import ConnectError, HTTPError, Stream, open_stream, read_response, send_request
-from wherry.client.registry_auth import Asked, Authorizer, Credentials, RegistryError
+from wherry.client.proxy import find_proxy
+from wherry.client.registry_auth import Asked, Authorizer, Credentials, RegistryError, Unanswered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from ssl import SSLContext
     from typing import Self
 
@@ -42,10 +44,6 @@ LISTS = (DOCKER_LIST, OCI_INDEX)
 
 class ManifestUnknown(RegistryError):
     """The repository has no such manifest, or there is no such repository."""
-
-
-class Unanswered(RegistryError):
-    """Nobody answers there, or not in this scheme; a server that is not trusted is another matter."""
 
 
 class Fetched:
@@ -81,8 +79,12 @@ class Server:
         self.port = port
 
     @property
+    def shown_host(self) -> str:
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    @property
     def authority(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = self.shown_host
         return host if self.port == _default_port(self.scheme) else f"{host}:{self.port}"
 
     def __str__(self) -> str:
@@ -146,8 +148,11 @@ class Registry:
         *,
         insecure: bool = False,
         certificates: str = CERTIFICATES,
+        environ: Mapping[str, str] | None = None,
     ) -> None:
+        """`environ` may name proxies."""
         self.domain = domain
+        self.environ = environ or {}
         self.folder = f"{certificates}/{domain}"
         self.insecure = insecure
         self._server: Server | None = None
@@ -297,22 +302,29 @@ class Registry:
         raise RegistryError(failures[-1] + hint)
 
     def _connect(self, server: Server) -> Stream:
+        proxy = find_proxy(self.environ, server)
         endpoint = Endpoint(shown=str(server), host=server.host, port=server.port)
         endpoint.timeout = SILENCE
         try:
-            if server.scheme == "https":
-                if self._context is None:
-                    from wherry.client.tls import make_registry_context
-
-                    self._context = make_registry_context(self.folder, verify=not self.insecure)
-                endpoint.tls = self._context
-            return open_stream(endpoint)
+            if server.scheme == "http":
+                return proxy.open(SILENCE) if proxy else open_stream(endpoint)
+            endpoint.tls = self._find_context()
+            return open_stream(
+                endpoint, via=proxy.tunnel(f"{server.shown_host}:{server.port}", SILENCE) if proxy else None
+            )
         except ConnectError as exc:
             if "certificate verify failed" in str(exc):
                 raise RegistryError(f"{server}: {exc}; the authority's certificate belongs in {self.folder}") from exc
             raise Unanswered(f"{server}: {exc}") from exc
         except OSError as exc:
             raise RegistryError(f"{server}: {exc}") from exc
+
+    def _find_context(self) -> SSLContext:
+        if self._context is None:
+            from wherry.client.tls import make_registry_context
+
+            self._context = make_registry_context(self.folder, verify=not self.insecure)
+        return self._context
 
     def _exchange(self, server: Server, method: str, path: str, headers: dict[str, str], body: bytes | None) -> Answer:
         """Over the kept connection if there is one that is still open, else over a new one."""
@@ -322,8 +334,12 @@ class Registry:
             kept = None
         stream = kept or self._connect(server)
         sent = {"Host": server.authority, "User-Agent": "Wherry-Client/0.1 (linux)", **headers}
+        target = path
+        if server.scheme == "http" and (proxy := find_proxy(self.environ, server)):
+            target = f"{server}{path}"
+            sent.update(proxy.headers)
         try:
-            send_request(stream, method, path, sent, body)
+            send_request(stream, method, target, sent, body)
             response = read_response(stream, method)
             data = bytearray()
             for chunk in response.chunks():

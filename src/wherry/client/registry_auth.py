@@ -24,6 +24,10 @@ class RegistryError(Exception):
     """The registry cannot be reached or refuses; the message says which and why."""
 
 
+class Unanswered(RegistryError):
+    """Nobody answers there, or not in this scheme; a server that is not trusted is another matter."""
+
+
 class Credentials:
     """Who the user is: a name and a password, an identity token, or a bearer token got elsewhere."""
 

@@ -111,11 +111,13 @@ def test_what_a_push_left_out_is_told_at_the_end(fake_engine: Any, reply: Any, w
 def test_an_image_is_converted(fake_engine: Any, reply: Any, wherry: Wherry) -> None:
     fake_engine.answers["POST /images/a:1/convert"] = [
         reply(200, b'{"status":"Compressing"}\n'),
+        reply(200, b'{"status":"Compressing"}\n'),
         reply(200, b'{"errorDetail":{"message":"no space left"},"error":"no space left"}\n'),
     ]
     done = wherry("image", "convert", "--compression", "zstd", "--format", "oci", "a:1", "b")
-    assert (done.code, done.out) == (0, "Compressing\nb:latest\n")
+    assert (done.code, done.out) == (0, "Compressing\n")
     assert fake_engine.requests[0].query == {"to": ["b:latest"], "compression": ["zstd"], "format": ["oci"]}
+    assert wherry("image", "convert", "--compression", "none", "-q", "a:1", "b:2").out == "b:2\n"
     failed = wherry("image", "convert", "--compression", "none", "-q", "a:1", "b:2")
     assert (failed.code, failed.out, failed.err) == (1, "", "no space left\n")
 
@@ -290,10 +292,11 @@ def test_a_check_tells_what_is_damaged(fake_engine: Any, reply: Any, wherry: Whe
         "repaired   altered-layer   sha256:22\n    a file differs\n\n"
         "Checked 2 images, 1 layer and 3 blobs of 1.5kB: 2 problems, 1 repaired, 1 left\n"
     )
-    mended = wherry("system", "check", "--repair")
+    assert wherry("system", "check", "--pull").err == "--pull is about how to repair: give --repair, too\n"
+    mended = wherry("system", "check", "--repair", "--pull")
     assert mended.code == 0
     assert mended.out.endswith(": 1 problem, all repaired\n")
-    assert fake_engine.requests[-1].query == {"repair": ["1"]}
+    assert fake_engine.requests[-1].query == {"repair": ["1"], "pull": ["1"]}
 
 
 def test_a_check_for_programs(fake_engine: Any, reply: Any, wherry: Wherry) -> None:

@@ -1,11 +1,14 @@
 """A registry as the client speaks to it: what it asks for first, where it redirects to, and what is not believed."""
 
 import base64
+import contextlib
 import hashlib
 import json
 import shutil
+import socket
 import ssl
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 
 from harness.scripted_http import ScriptedServer as Fake
+from wherry.client.proxy import find_proxy, is_exempt
 from wherry.client.registry import (
     MAX_DOCUMENT,
     OCI_MANIFEST,
@@ -415,3 +419,116 @@ def test_nothing_goes_on_in_the_clear(secure: Callable[..., Fake], fake: Fake, t
             with pytest.raises(RegistryError, match="which is not encrypted: refused"):
                 ask()
     assert not fake.seen
+
+
+# -- proxies -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("listed", "exempt"),
+    [
+        ("", False), ("*", True), ("r.example", True), ("example", True), (".example", True), ("*.example", True),
+        ("other, r.example", True), ("R.EXAMPLE", True), ("r.example:5000", True), ("r.example:5001", False),
+        ("ample", False), ("10.0.0.0/8", False), (",,", False),
+    ],
+)  # fmt: skip
+def test_hosts_without_a_proxy(listed: str, exempt: bool) -> None:
+    assert is_exempt(listed, "r.example", 5000) is exempt
+
+
+def test_networks_without_a_proxy() -> None:
+    assert is_exempt("10.0.0.0/8", "10.1.2.3", 443)
+    assert is_exempt("fd00::/8", "fd00::1", 443)
+    assert not is_exempt("10.0.0.0/8", "11.1.2.3", 443)
+    assert not is_exempt("10.0.0.0/99", "10.1.2.3", 443)
+
+
+def test_which_proxy() -> None:
+    secure, plain = parse_server("https", "r.example"), parse_server("http", "r.example")
+    given = {"HTTPS_PROXY": "http://me:p%40ss@p.example:8080/", "http_proxy": "p2.example"}
+    found, other = find_proxy(given, secure), find_proxy(given, plain)
+    assert found is not None
+    assert other is not None
+    assert (found.host, found.port) == ("p.example", 8080)
+    assert found.headers["Proxy-Authorization"] == "Basic " + base64.b64encode(b"me:p@ss").decode()
+    assert (other.host, other.port, other.headers) == ("p2.example", 80, {})
+    assert find_proxy(given, parse_server("https", "127.0.0.1:5000")) is None
+    assert find_proxy({**given, "NO_PROXY": "r.example"}, secure) is None
+    with pytest.raises(RegistryError, match="not in socks5"):
+        find_proxy({"HTTPS_PROXY": "socks5://p"}, secure)
+
+
+def test_plain_http_asks_the_proxy_for_whole_urls(fake: Fake) -> None:
+    fake.script["GET /v2/a/manifests/1"] = manifest()
+    closed = "http://127.0.0.1:1"  # no tunnel: then what is insecure goes without TLS
+    environ = {"HTTP_PROXY": f"http://me:pw@{fake.domain}", "HTTPS_PROXY": closed}
+    with Registry("r.example:5000", None, insecure=True, environ=environ) as registry:
+        assert registry.get_manifest("a", "1").digest == DIGEST
+    _, target, headers, _ = fake.seen[0]
+    assert target == "http://r.example:5000/v2/a/manifests/1"
+    assert headers["host"] == "r.example:5000"
+    assert headers["proxy-authorization"] == "Basic " + base64.b64encode(b"me:pw").decode()
+
+
+class Tunnel:
+    """A proxy for one connection, which leads to `port` whatever it was asked for."""
+
+    def __init__(self, port: int, answer: bytes = b"HTTP/1.1 200 OK\r\n\r\n") -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self.listener.getsockname()[1]}"
+        self.port, self.answer, self.asked = port, answer, b""
+        self.thread = threading.Thread(target=self.run)
+        self.thread.start()
+
+    def run(self) -> None:
+        client, _ = self.listener.accept()
+        client.settimeout(10)
+        with client:
+            while not self.asked.endswith(b"\r\n\r\n"):
+                self.asked += client.recv(65536)
+            client.sendall(self.answer)
+            if b" 200 " not in self.answer:
+                return
+            with socket.create_connection(("127.0.0.1", self.port), 10) as server:
+                back = threading.Thread(target=self.copy, args=(server, client))
+                back.start()
+                self.copy(client, server)
+                back.join(10)
+
+    @staticmethod
+    def copy(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self.thread.join(10)
+        self.listener.close()
+
+
+def test_tls_goes_through_a_tunnel(secure: Callable[..., Fake], tmp_path: Path) -> None:
+    fake = secure()
+    tunnel = Tunnel(fake.server.server_port)
+    environ = {"HTTPS_PROXY": f"http://{tunnel.address}"}
+    with Registry("r.example", None, insecure=True, certificates=str(tmp_path), environ=environ) as registry:
+        assert registry.get_manifest("a", "1").digest == DIGEST
+    tunnel.close()
+    assert tunnel.asked.startswith(b"CONNECT r.example:443 HTTP/1.1\r\nHost: r.example:443\r\n")
+    assert fake.seen[0][2]["host"] == "r.example"
+
+
+def test_a_proxy_that_lets_nobody_through() -> None:
+    with (
+        Registry("r.example", None, environ={"HTTPS_PROXY": "http://127.0.0.1:1"}) as registry,
+        pytest.raises(RegistryError, match=r"^proxy 127\.0\.0\.1:1: Connection refused; a registry that"),
+    ):
+        registry.get_manifest("a", "1")
+    tunnel = Tunnel(0, b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+    environ = {"HTTPS_PROXY": f"http://{tunnel.address}"}
+    with (
+        Registry("r.example", None, environ=environ) as registry,
+        pytest.raises(RegistryError, match=r"does not let through to r\.example:443: 403 Forbidden"),
+    ):
+        registry.get_manifest("a", "1")
+    tunnel.close()

@@ -74,6 +74,8 @@ def summary(checked: dict[str, Any], found: int, left: int) -> str:
 def run(cli: CLI, flags: Flags, _: list[str]) -> int:
     form, repair = flags.text("format"), flags.on("repair")
     template = compile_template(form) if form not in ("", "table", "json") else None
+    if flags.on("pull") and not repair:
+        raise Failure("--pull is about how to repair: give --repair, too")
     result = Result()
     query = {"repair": repair, "quick": flags.on("quick"), "pull": flags.on("pull")}
     try:

@@ -33,7 +33,8 @@ def run(cli: CLI, flags: Flags, arguments: list[str]) -> int:
             show_stream(call.messages(), fd=1, quiet=flags.on("quiet"))
     except StreamError as exc:
         raise Failure(str(exc)) from None
-    line(name.familiar + name.suffix)
+    if flags.on("quiet"):
+        line(name.familiar + name.suffix)
     return 0
 
 

@@ -57,7 +57,9 @@ class Remote:
                 identity_token=str(auth.get("identitytoken", "")),
                 registry_token=str(auth.get("registrytoken", "")),
             )
-            self._open[name.domain] = Registry(name.domain, known if auth else None, insecure=self.insecure)
+            self._open[name.domain] = Registry(
+                name.domain, known if auth else None, insecure=self.insecure, environ=self.cli.environ
+            )
         return self._open[name.domain]
 
     def fetch(self, name: Name) -> Fetched:
