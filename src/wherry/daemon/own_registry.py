@@ -13,8 +13,8 @@ from wherry.daemon.engine import Engine
 from wherry.daemon.engine_registry import EngineStore
 from wherry.images.garbage import collect_all
 from wherry.registry import config as registry_config
-from wherry.registry.collect import Collected, forget
 from wherry.registry.main import open_server
+from wherry.registry.upkeep.collect import Collected, forget
 
 log = logging.getLogger(__name__)
 

@@ -20,13 +20,13 @@ from aiohttp import web
 
 from wherry.aio import Background, settle
 from wherry.errors import Conflict, Failed, InvalidParameter
-from wherry.registry.collect import GRACE, Collected
 from wherry.registry.config import Config, load, parser
 from wherry.registry.folder import open_folder
 from wherry.registry.lock import FolderLock
-from wherry.registry.page import refusing
 from wherry.registry.policies import Policies, encode, open_policies
-from wherry.registry.retention import Doomed
+from wherry.registry.telling.page import refusing
+from wherry.registry.upkeep.collect import GRACE, Collected
+from wherry.registry.upkeep.retention import Doomed
 
 SOCKET = "admin.sock"
 ANSWER_TIME = 3600.0  # seconds

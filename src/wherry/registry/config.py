@@ -16,13 +16,16 @@ from typing import Any, NoReturn
 import msgspec
 
 from wherry.errors import InvalidParameter
-from wherry.registry import access, notify, quota, retention, upstream
-from wherry.registry.access import AuthConfig
-from wherry.registry.collect import GRACE
-from wherry.registry.notify import WebhookConfig
-from wherry.registry.quota import QuotaConfig
-from wherry.registry.retention import RetentionRule
-from wherry.registry.upstream import UpstreamConfig
+from wherry.registry.access import guard
+from wherry.registry.access.guard import AuthConfig
+from wherry.registry.cache import upstream
+from wherry.registry.cache.upstream import UpstreamConfig
+from wherry.registry.telling import notify
+from wherry.registry.telling.notify import WebhookConfig
+from wherry.registry.upkeep import quota, retention
+from wherry.registry.upkeep.collect import GRACE
+from wherry.registry.upkeep.quota import QuotaConfig
+from wherry.registry.upkeep.retention import RetentionRule
 
 DEFAULT_FILE = Path("/etc/wherry/registry.json")
 DEFAULT_ROOT = "/var/lib/wherry-registry"
@@ -184,7 +187,7 @@ def check(config: Config) -> None:
     upstream.check(config.upstreams)
     notify.check(config.webhooks)
     if config.auth is not None:
-        access.check(config.auth)
+        guard.check(config.auth)
         _check_secrecy(config, config.auth)
 
 
@@ -193,7 +196,7 @@ def _check_secrecy(config: Config, auth: AuthConfig) -> None:
     if config.tls is not None or auth.allow_plain:
         return
     for text in config.listen:
-        if not access.is_loopback(parse_address(text).host):
+        if not guard.is_loopback(parse_address(text).host):
             raise InvalidParameter(
                 f"auth: passwords would be sent in clear text to {text}: give tls a certificate, listen on loopback "
                 "behind a proxy, or say allow-plain"

@@ -18,22 +18,22 @@ from aiohttp import web
 from wherry.aio import Background, settle
 from wherry.distribution.config import RegistryConfig
 from wherry.errors import InvalidParameter, WherryError
-from wherry.registry import collect, retention
-from wherry.registry.access import Guard
-from wherry.registry.collect import Collected
+from wherry.registry.access.guard import Guard
+from wherry.registry.access.passwords import Passwords
+from wherry.registry.access.tokens import Tokens, load_key
+from wherry.registry.cache.upstream import Upstreams, make
 from wherry.registry.config import Config, TLSConfig
 from wherry.registry.errors import Problem
 from wherry.registry.folder import FolderStore
 from wherry.registry.hooks import Access, Happening, Hooks, allow
-from wherry.registry.metrics import Family, Metrics, gauge
-from wherry.registry.notify import Notifier
-from wherry.registry.notify import make as make_notifier
-from wherry.registry.page import Page, refusing
-from wherry.registry.passwords import Passwords
-from wherry.registry.quota import Limits
 from wherry.registry.store import RegistryStore
-from wherry.registry.tokens import Tokens, load_key
-from wherry.registry.upstream import Upstreams, make
+from wherry.registry.telling.metrics import Family, Metrics, gauge
+from wherry.registry.telling.notify import Notifier
+from wherry.registry.telling.notify import make as make_notifier
+from wherry.registry.telling.page import Page, refusing
+from wherry.registry.upkeep import collect, retention
+from wherry.registry.upkeep.collect import Collected
+from wherry.registry.upkeep.quota import Limits
 
 log = logging.getLogger(__name__)
 

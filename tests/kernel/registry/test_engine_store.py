@@ -12,7 +12,7 @@ from wherry.images.garbage import collect_all
 from wherry.images.upkeep.remove import ContainerUse
 from wherry.images.upkeep.tag import tag
 from wherry.reference import parse
-from wherry.registry.collect import forget
+from wherry.registry.upkeep.collect import forget
 from wherry.spec import image as spec
 
 ONE = make([{"a": b"1"}, {"b": b"2"}])

@@ -13,9 +13,9 @@ from registrykit import documents
 from registrykit.behaviour import DATA, NOTE, ONE, RegistryStoreBehaviour, push, push_document, read, refused, upload
 from wherry.digest import Digest, of
 from wherry.errors import Corrupt, Failed
-from wherry.registry.collect import forget
 from wherry.registry.errors import Code, Problem
 from wherry.registry.folder import CACHED, OPEN_UPLOADS, UPLOAD_LIFE, FolderStore, open_folder
+from wherry.registry.upkeep.collect import forget
 from wherry.spec.image import Raw
 from wherry.state import Change, Delete, State
 from wherry.storage.content import ContentStore

@@ -13,14 +13,14 @@ from aiohttp.test_utils import TestServer
 
 from wherry.aio import Background, settle
 from wherry.errors import InvalidParameter, WherryError
-from wherry.registry.access import AuthConfig, Rules, check
+from wherry.registry.access.guard import AuthConfig, Rules, check
+from wherry.registry.access.passwords import FAILURES, Passwords
+from wherry.registry.access.tokens import KEY_BYTES, Scope, Tokens, load_key, parse_scopes
 from wherry.registry.config import Config
 from wherry.registry.errors import Problem
 from wherry.registry.folder import open_folder
-from wherry.registry.passwords import FAILURES, Passwords
 from wherry.registry.policies import add_token_endpoint, open_policies
 from wherry.registry.server import build_app
-from wherry.registry.tokens import KEY_BYTES, Scope, Tokens, load_key, parse_scopes
 
 KEY = b"k" * KEY_BYTES
 

@@ -6,11 +6,11 @@ import pytest
 from wherry.digest import Digest
 from wherry.errors import InvalidParameter
 from wherry.registry.catalog import Blob, Repository
-from wherry.registry.collect import choose as choose_garbage
 from wherry.registry.errors import Problem
-from wherry.registry.quota import Limits, QuotaConfig, parse_size
-from wherry.registry.retention import DAY, RetentionRule, check, choose
 from wherry.registry.store import Named, Tag
+from wherry.registry.upkeep.collect import choose as choose_garbage
+from wherry.registry.upkeep.quota import Limits, QuotaConfig, parse_size
+from wherry.registry.upkeep.retention import DAY, RetentionRule, check, choose
 
 NOW = 100 * DAY
 

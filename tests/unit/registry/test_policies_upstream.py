@@ -17,12 +17,12 @@ from imagekit.making import digest, index, make
 from imagekit.pushing import Pusher
 from wherry.aio import Background, settle
 from wherry.errors import InvalidParameter
+from wherry.registry.cache.upstream import UpstreamConfig, check
 from wherry.registry.catalog import put_tag
 from wherry.registry.config import Config
 from wherry.registry.folder import FolderStore, open_folder
 from wherry.registry.policies import open_policies
 from wherry.registry.server import build_app
-from wherry.registry.upstream import UpstreamConfig, check
 
 ONE = make([{"a": b"1" * 3_000_000}, {"b": b"2"}])
 TWO = make([{"c": b"3"}])

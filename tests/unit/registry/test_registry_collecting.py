@@ -13,9 +13,9 @@ from aiohttp.test_utils import TestServer
 from imagekit.making import Made, digest, make
 from imagekit.pushing import Pusher
 from wherry.aio import settle
-from wherry.registry.collect import collect, preview
 from wherry.registry.folder import FolderStore, open_folder
 from wherry.registry.server import build_app
+from wherry.registry.upkeep.collect import collect, preview
 from wherry.spec.image import Manifest, decode_manifest
 
 GRACE = 12.0  # seconds, of which one goes by with every blob pushed: pushes do lose blobs to it, and must notice

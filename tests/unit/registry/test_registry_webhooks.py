@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestServer
 
 from wherry.errors import InvalidParameter
 from wherry.registry.hooks import Happening
-from wherry.registry.notify import MEDIA_TYPE, SIGNATURE, Endpoint, Notifier, WebhookConfig, check, make, sign
+from wherry.registry.telling.notify import MEDIA_TYPE, SIGNATURE, Endpoint, Notifier, WebhookConfig, check, make, sign
 
 HOST = "https://registry.test"
 

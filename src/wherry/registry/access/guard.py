@@ -17,10 +17,10 @@ import msgspec
 from aiohttp import web
 
 from wherry.errors import InvalidParameter
+from wherry.registry.access.passwords import Passwords
+from wherry.registry.access.tokens import Claims, Scope, Tokens, parse_scopes
 from wherry.registry.errors import Code, Problem
 from wherry.registry.hooks import Access
-from wherry.registry.passwords import Passwords
-from wherry.registry.tokens import Claims, Scope, Tokens, parse_scopes
 
 ACTIONS = ("pull", "push", "delete")
 ANYBODY = "anonymous"  # in a rule: who has not signed in

@@ -33,12 +33,12 @@ from wherry.distribution.source import Source
 from wherry.errors import InvalidParameter, WherryError
 from wherry.reference import DEFAULT_DOMAIN
 from wherry.registry import catalog
+from wherry.registry.cache.relay import Connections, Downloads, Upstream, relay
 from wherry.registry.call import HEADERS
 from wherry.registry.errors import Code, Problem, manifest_unknown
 from wherry.registry.folder import FolderStore
-from wherry.registry.metrics import Family, gauge, labelled
-from wherry.registry.relay import Connections, Downloads, Upstream, relay
 from wherry.registry.store import RegistryStore
+from wherry.registry.telling.metrics import Family, gauge, labelled
 from wherry.spec.distribution import ANONYMOUS, Auth
 from wherry.spec.image import ACCEPT, Descriptor, Manifest, decode_manifest
 

@@ -27,7 +27,7 @@ import msgspec
 
 from wherry.errors import InvalidParameter
 from wherry.registry.hooks import Happening
-from wherry.registry.metrics import Family, labelled
+from wherry.registry.telling.metrics import Family, labelled
 
 log = logging.getLogger(__name__)
 

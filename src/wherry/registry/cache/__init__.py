@@ -1,0 +1,1 @@
+"""Repositories of other registries, brought when they are asked for."""
