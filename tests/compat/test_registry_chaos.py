@@ -12,6 +12,7 @@ import http.client
 import json
 import os
 import random
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,7 @@ import pytest
 
 from harness import images
 from harness.api import Api
+from harness.box import Box
 from harness.cutting_proxy import CuttingProxy
 from harness.engine import Engine
 from registrykit.servers import Server, docker_registry, ours
@@ -35,6 +37,10 @@ AGAIN = 0.5  # share of later tries, and of network failures, that are hit again
 BESIDE = 0.3  # share of rounds with garbage collections going on
 DOWN = 1.5  # s that a registry is away, at most
 QUIET = 15  # s for what happens by itself
+SMALL = 64  # MiB of a file system that becomes full
+RELEASE = 50  # hits: then everything is looked at that takes long
+ROOMS = (0, 900_000, 100_000) if KILLS >= RELEASE else (100_000,)  # bytes left there
+FULL = re.compile(r"[Nn]o space left on device|disk is full")
 MANIFESTS = ", ".join((images.OCI_INDEX, images.OCI_MANIFEST))
 PLATFORMS = ("amd64", "arm64")
 
@@ -55,10 +61,6 @@ class Origin:
     ids: Mapping[str, str]  # platform -> config
     documents: Mapping[str, bytes]  # index and manifests
     blobs: Mapping[str, bytes]
-
-    @property
-    def bytes(self) -> int:
-        return sum(map(len, self.blobs.values()))
 
 
 def origin(choose: random.Random, number: int, folder: Path) -> Origin:
@@ -101,11 +103,17 @@ class Chaos:
     proxy: CuttingProxy
     choose: random.Random
     hits: collections.Counter[str] = field(default_factory=collections.Counter)  # by what was hit
+    pushed: set[str] = field(default_factory=set)  # blobs
     said: collections.Counter[str] = field(default_factory=collections.Counter)  # the last line of a try that failed
 
     @property
     def ours(self) -> bool:
-        return (self.registry.root / "data/state.db").exists()
+        return "docker-registry" not in self.registry.words
+
+    @property
+    def _data(self) -> Path:
+        """The engine's data root, where it may be on a file system that is seen in the box only."""
+        return self.engine.box.path(self.engine.data_root)
 
     def name(self, what: Origin) -> str:
         return f"{self.proxy.address}/{what.name}:{what.tag}"
@@ -115,20 +123,23 @@ class Chaos:
     def push(self, what: Origin) -> None:
         self.engine.docker("load", input=what.archive)
         assert self.engine.api.get(f"/images/{self.name(what)}/json")["Id"] == what.ids["amd64"]
+        size = sum(len(data) for digest, data in what.blobs.items() if digest not in self.pushed)
         with self._beside():
-            self._until_done("client", what, "push", self.name(what))
+            self._until_done("client", size, "push", self.name(what))
+        self.pushed.update(what.blobs)
         self.registry_has(what)
         self.nothing_is_wrong()
 
     def pull(self, what: Origin) -> None:
         self.forget(what)
+        size = sum(map(len, what.blobs.values()))
         with self._beside():
             if self.choose.random() < 0.7:
-                self._until_done("server", what, "pull", "--platform", "all", self.name(what))
+                self._until_done("server", size, "pull", "--platform", "all", self.name(what))
             else:
                 for architecture in PLATFORMS:
                     platform = f"linux/{architecture}"
-                    self._until_done("server", what, "pull", "--platform", platform, self.name(what))
+                    self._until_done("server", size, "pull", "--platform", platform, self.name(what))
         self.engine_has(what)
         self.nothing_is_wrong()
         self.forget(what)
@@ -141,12 +152,12 @@ class Chaos:
         assert not held & {*what.documents, *what.ids.values()}, "what was removed is still there"
 
     def _held(self) -> set[str]:
-        return {f"sha256:{path.name}" for path in (self.engine.data_root / "blobs/sha256").iterdir()}
+        return {f"sha256:{path.name}" for path in (self._data / "blobs/sha256").iterdir()}
 
-    def _until_done(self, direction: str, what: Origin, *args: str) -> None:
+    def _until_done(self, direction: str, size: int, *args: str) -> None:
         for number in range(TRIES):
             hit = number < TRIES - 1 and (not number or self.choose.random() < AGAIN)
-            if self._try(direction, what.bytes, *args, hit=hit):
+            if self._try(direction, size, *args, hit=hit):
                 return
         raise AssertionError("unreachable: the last try is not hit")
 
@@ -232,7 +243,7 @@ class Chaos:
         assert found["Id"] == what.ids["amd64"]
         assert found["RepoDigests"] == [f"{self.proxy.address}/{what.name}@{what.index}"]
         for digest, data in {**what.documents, **what.blobs}.items():
-            path = self.engine.data_root / "blobs/sha256" / digest.removeprefix("sha256:")
+            path = self._data / "blobs/sha256" / digest.removeprefix("sha256:")
             assert path.read_bytes() == data, f"{digest} is another one"
 
     def nothing_is_wrong(self) -> None:
@@ -240,8 +251,7 @@ class Chaos:
         assert answer.status == 200, answer.body
         result = json.loads(answer.body.splitlines()[-1])
         assert result["problems"] == [], result
-        assert result["checked"]["blobs"]
-        left = [path.name for path in (self.engine.data_root / "ingest").iterdir()]
+        left = [path.name for path in (self._data / "ingest").iterdir()]
         assert [name for name in left if not name.startswith("partial-")] == []
 
     def registry_tidies_up(self, origins: list[Origin]) -> None:
@@ -310,3 +320,94 @@ def test_what_breaks_off_and_is_tried_again_ends_with_the_same_bytes(
         for words, count in chaos.said.most_common():
             print(f"{count:4} {words}")
         chaos.registry_tidies_up(origins)
+
+
+# -- no room -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def on_tmpfs(box: Box, path: Path) -> Iterator[None]:
+    """What is at `path` is on a small file system, seen in the box only."""
+    path.mkdir(parents=True, exist_ok=True)
+    box.run("mount", "-t", "tmpfs", "-o", f"size={SMALL}m", "tmpfs", str(path))
+    try:
+        yield
+    finally:
+        box.run("umount", "--lazy", str(path))
+
+
+def leave(box: Box, path: Path, room: int) -> None:
+    """Fill the file system but for so many bytes."""
+    box.run("sh", "-c", f"cat /dev/zero > {path}/filler", check=False)
+    box.run("truncate", "-s", f"-{room}", f"{path}/filler")
+
+
+def free(box: Box, path: Path) -> None:
+    box.run("rm", "-f", f"{path}/filler")
+
+
+def refused(chaos: Chaos, *args: str) -> None:
+    done = chaos.engine.docker(*args, check=False)
+    assert done.code, f"docker {' '.join(args)} worked, on a full disk:\n{done.out}"
+    assert FULL.search(done.err), done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.fixture
+def harbour(own_engine: Any, tmp_path: Path) -> Iterator[Chaos]:
+    """An engine and a registry of ours, both with little room."""
+    engine: Engine = own_engine()
+    folder = tmp_path / "registry"
+    engine.stop()
+    with on_tmpfs(engine.box, folder / "data"), on_tmpfs(engine.box, engine.data_root):
+        engine.start()
+        with around(engine, ours, folder) as chaos:
+            yield chaos
+        engine.stop()
+    engine.start()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_pull_without_room_says_so_and_works_once_there_is_some(harbour: Chaos, tmp_path: Path, room: int) -> None:
+    chaos, box, data = harbour, harbour.engine.box, harbour.engine.data_root
+    what = origin(chaos.choose, 0, tmp_path / "layout")
+    chaos.push(what)
+    chaos.forget(what)
+    leave(box, data, room)
+    refused(chaos, "pull", "--platform", "all", chaos.name(what))
+    assert chaos.engine.api.get("/images/json?all=1") == []
+    chaos.nothing_is_wrong()
+    free(box, data)
+    chaos.engine.docker("pull", "--platform", "all", chaos.name(what))
+    chaos.engine_has(what)
+    chaos.nothing_is_wrong()
+
+
+@pytest.fixture
+def full(harbour: Chaos, tmp_path: Path) -> tuple[Chaos, Origin, Origin]:
+    """The registry has an image, and no room for the other one that the engine has."""
+    before, what = (origin(harbour.choose, number, tmp_path / f"layout{number}") for number in range(2))
+    harbour.push(before)
+    harbour.engine.docker("load", input=what.archive)
+    leave(harbour.engine.box, harbour.registry.root / "data", 0)
+    return harbour, before, what
+
+
+def test_a_push_goes_on_by_itself_when_the_registry_gets_room(full: tuple[Chaos, Origin, Origin]) -> None:
+    chaos, before, what = full
+    for room in ROOMS if KILLS >= RELEASE else ():
+        leave(chaos.engine.box, chaos.registry.root / "data", room)
+        refused(chaos, "push", chaos.name(what))  # half a minute later: it is tried again first
+        assert Api(chaos.proxy.socket).request("GET", f"/v2/{what.name}/manifests/{what.tag}").status == 404
+        chaos.registry_has(before)
+        chaos.nothing_is_wrong()
+    client = chaos.engine.docker.start("push", chaos.name(what))
+    assert client.stdout is not None
+    while b"Retrying in " not in (line := client.stdout.readline()):
+        assert line, client.communicate()
+    free(chaos.engine.box, chaos.registry.root / "data")
+    _, err = client.communicate(timeout=60)
+    assert client.returncode == 0, err
+    for each in (before, what):
+        chaos.registry_has(each)
+        chaos.pull(each)
