@@ -1,19 +1,22 @@
 """Images, registries and manifest lists by `docker` and by `wherry`: same output, same errors, same files."""
 
 import json
-from collections.abc import Callable, Iterator
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from harness import images
+from harness import images, token_server
 from harness.box import Box
 from harness.engine import WHERRY, Cli, Engine
+from harness.needs import require_programs
 from harness.registry import PASSWORD, USER, Registry
 from harness.same import compare
 
 PLATFORMS = ("amd64", "arm64", "riscv64")
-Both = Callable[..., None]
+TOKENS = 5013  # port of a token server
 
 
 class Pair:
@@ -262,3 +265,74 @@ def test_a_tree_fits_the_terminal_as_docker_s_does(pair: Pair, engine: Engine, p
                                    for part in terminal.screen.split("\x1b")))  # fmt: skip
     assert screens[0] == screens[1]
     assert "linux/" in screens[0].replace("…", "linux/")
+
+
+def test_an_image_is_converted_and_pushed_in_another_compression(
+    pair: Pair, engine: Engine, registry: Registry
+) -> None:
+    """What only `wherry` has; the stock CLI pulls the result."""
+    at = registry.address
+    before = engine.api.get("/images/layered/json")["Id"]
+    pair.wherry("image", "convert", "--compression", "zstd", "--format", "oci", "layered", f"{at}/cli/small:1")
+    assert engine.api.get(f"/images/{at}/cli/small:1/json")["Id"] == before
+    pair.wherry("push", "-q", f"{at}/cli/small:1")
+    pair.wherry("tag", "layered", f"{at}/cli/small:2")
+    pair.wherry("push", "-q", "--compression", "zstd", f"{at}/cli/small:2")
+    for tag in ("1", "2"):
+        shown = json.loads(pair.docker("manifest", "inspect", "--insecure", f"{at}/cli/small:{tag}").out)
+        assert {layer["mediaType"].rpartition("+")[2] for layer in shown["layers"]} == {"zstd"}
+        pair.docker("rmi", f"{at}/cli/small:{tag}")
+    pair.docker("pull", "-q", f"{at}/cli/small:2")
+    assert engine.api.get(f"/images/{at}/cli/small:2/json")["Id"] == before
+    pair.docker("rmi", f"{at}/cli/small:2")
+    wrong = pair.wherry("push", "--compression", "lz4", "layered", check=False)
+    assert (wrong.code, wrong.err[:50]) == (1, "Error response from daemon: unknown compression 'l")
+
+
+def test_all_platforms_are_brought_and_pushed_on(pair: Pair, engine: Engine, registry: Registry, multi: str) -> None:
+    at = registry.address
+    pair.wherry("pull", "-q", "--platform", "all", multi)
+    pair.wherry("tag", multi, f"{at}/cli/whole:1")
+    pair.wherry("push", "-q", f"{at}/cli/whole:1")
+    assert registry.digest("cli/whole:1") == registry.digest("cli/multi:1")
+    for name in (multi, f"{at}/cli/whole:1"):
+        pair.docker("rmi", "-f", name)
+
+
+@pytest.fixture
+def guarded(box: Box, tmp_path: Path) -> Iterator[Registry]:
+    """A registry that takes the tokens of a server of its own."""
+    require_programs("docker-registry", "skopeo", "openssl")
+    folder, log = tmp_path / "tokens", tmp_path / "tokens.log"
+    token_server.make_keys(folder)
+    server = box.spawn([sys.executable, token_server.__file__, str(TOKENS), str(folder)], log=log, net_only=True)
+    try:
+        while "ready" not in log.read_text():
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.02)
+        auth = token_server.config(TOKENS, folder)
+        with Registry(box, tmp_path / "guarded", TOKENS + 1, private=True, auth=auth).running() as running:
+            archive = tmp_path / "guarded.tar"
+            archive.write_bytes(images.docker_archive([images.busybox()]))
+            running.push(f"docker-archive:{archive}:busybox:latest", "team/secret:1")
+            yield running
+    finally:
+        server.kill()
+        server.wait()
+
+
+def test_identity_tokens_are_kept_the_same_and_good_for_manifests_too(pair: Pair, guarded: Registry) -> None:
+    at = guarded.address
+    for line, given in (
+        (f"login -u {USER} --password-stdin {at}", "wrong"), (f"login -u {USER} --password-stdin {at}", PASSWORD),
+        (f"pull -q {at}/team/secret:1", None),
+    ):  # fmt: skip
+        pair.both(line, input=given)
+        pair.same_files()
+    assert "identitytoken" in pair.files("wherry")["config.json"]
+    pair.wherry("manifest", "create", f"{at}/cli/list", f"{at}/team/secret:1")  # for which docker wants the password
+    pushed = pair.wherry("manifest", "push", "-p", f"{at}/cli/list").lines[-1]
+    assert json.loads(pair.wherry("manifest", "inspect", f"{at}/cli/list@{pushed}").out)["manifests"]
+    pair.both(f"logout {at}")
+    pair.same_files()
+    pair.docker("rmi", f"{at}/team/secret:1")
