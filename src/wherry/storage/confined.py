@@ -6,8 +6,9 @@ Run by `diff.apply_layer` as `python -I -S`, never imported for another purpose.
     argv     see `Order`
 
 Before the first byte is parsed it enters a mount namespace whose root is the directory (no device nodes, no programs),
-and a network and IPC namespace with nothing in them, becomes nobody, keeps the capabilities in `_KEPT`, and gives up
-gaining others. CAP_SYS_ADMIN is not among them: opaque directories are reported, and marked by the parent.
+and a network and IPC namespace with nothing in them, becomes nobody, keeps the capabilities in `_KEPT`, gives up
+gaining others, and the system calls listed in `jail.py`. CAP_SYS_ADMIN is not among what it keeps: opaque directories
+are reported, and marked by the parent.
 """
 
 import ctypes
@@ -27,7 +28,7 @@ from typing import Any
 from wherry.errors import Failed, InvalidParameter, NotSupported, WherryError
 from wherry.kernel import mount
 from wherry.kernel.libc import check, libc
-from wherry.storage import compression
+from wherry.storage import compression, jail
 from wherry.storage.archive import TarReader
 from wherry.storage.compression import Limits
 from wherry.storage.extract import Extractor, Whiteouts
@@ -73,11 +74,13 @@ def main() -> None:
     try:
         report(_run(order))
     except WherryError as exc:
-        report({"error": type(exc).__name__, "message": exc.message})
+        cause = exc.__cause__
+        number = cause.errno if isinstance(cause, OSError) else 0
+        report({"error": type(exc).__name__, "message": exc.message, "errno": number})
     except MemoryError:
         report({"error": "InvalidParameter", "message": f"layer needs more than {MEMORY_MAX} bytes of memory"})
     except OSError as exc:
-        report({"error": "Failed", "message": f"cannot extract layer: {exc}"})
+        report({"error": "Failed", "message": f"cannot extract layer: {exc}", "errno": exc.errno})
     sys.stdout.flush()
     os._exit(0)  # threads that still read have nothing to say any more
 
@@ -193,6 +196,7 @@ def confine(order: Order) -> int:
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         resource.setrlimit(limit, (value, value))
     _become_nobody()
+    jail.enter()
     return os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 

@@ -33,10 +33,12 @@ from wherry.storage.compression import Limits
 from wherry.storage.confined import Errors, Order
 from wherry.storage.extract import OPAQUE, WHITEOUT, Whiteouts, is_whiteout, mark_opaque
 from wherry.storage.pack import Packer, kept_xattrs, open_directory, open_file
+from wherry.storage.refusal import advised, refused
 from wherry.storage.snapshot import Snapshotter
 from wherry.storage.tree import list_directory, walk
 
-APPLY_TIMEOUT = 3600.0  # seconds for one layer
+APPLY_TIMEOUT = 6 * 3600.0  # seconds for one layer
+STALL_TIMEOUT = 300.0  # seconds without any progress
 _BOOT = "import sys,json;sys.path[:]=json.loads(sys.argv.pop(1));from wherry.storage.confined import main;main()"
 _STDERR = 4000  # bytes shown of what a crashed child said
 
@@ -111,13 +113,15 @@ def apply_layer(
     progress: Callable[[int], None] | None = None,
     abort: Abort | None = None,
     timeout: float = APPLY_TIMEOUT,
+    stall: float = STALL_TIMEOUT,
 ) -> Applied:
     """Extract the layer `blob`, compressed or not, into the directory `snapshot`; verify nothing but its form.
 
     `blob` is read from where it stands (a binary file, unbuffered if it has an fd; or an fd). `progress` is told the
     compressed bytes consumed, some ten times a second. On any failure the directory holds a part of the layer and can
     be removed. Raises InvalidParameter for a bad archive (naming the entry), NotSupported for a media type that is no
-    layer, Failed when the machine refuses, Unavailable when `abort` was set or `timeout` (seconds) is over.
+    layer, Failed when the machine refuses, Unavailable when `abort` was set, `timeout` (seconds) is over, or nothing
+    moved for `stall` seconds.
     """
     if media_type is not None:
         compression.check_media_type(media_type)
@@ -139,7 +143,7 @@ def apply_layer(
             cwd="/",
         )
         try:
-            answer = _converse(child, progress, abort, time.monotonic() + timeout)
+            answer = _converse(child, progress, abort, timeout=timeout, stall=stall)
         finally:
             child.kill()
             child.wait()
@@ -149,7 +153,7 @@ def apply_layer(
             complaints.seek(0)
             raise Failed(_explain(child.returncode, complaints.read()[-_STDERR:].decode(errors="replace")))
     if "error" in answer:
-        raise Errors[str(answer["error"])](str(answer["message"]))
+        raise _error(answer, snapshot)
     _mark(snapshot, answer["opaque"])
     warnings = answer["warnings"]
     return Applied(
@@ -161,8 +165,21 @@ def apply_layer(
     )
 
 
+def _error(answer: dict[str, object], snapshot: Path) -> WherryError:
+    """What the child says went wrong, with the advice that only somebody outside can give."""
+    kind, text, number = str(answer["error"]), str(answer["message"]), answer.get("errno")
+    if kind == "Failed" and isinstance(number, int) and number:
+        return advised(text, number, snapshot)
+    return Errors[kind](text)
+
+
 def _converse(
-    child: "subprocess.Popen[bytes]", progress: Callable[[int], None] | None, abort: Abort | None, deadline: float
+    child: "subprocess.Popen[bytes]",
+    progress: Callable[[int], None] | None,
+    abort: Abort | None,
+    *,
+    timeout: float,
+    stall: float,
 ) -> dict[str, object] | None:
     """Read the child's lines until its last word, which is returned; None when it died without one."""
     assert child.stdout is not None
@@ -172,11 +189,14 @@ def _converse(
     if abort is not None:
         poll.register(abort.fd, select.POLLIN)
     held = b""
+    deadline = time.monotonic() + timeout
     while True:
         left = deadline - time.monotonic()
-        ready = dict(poll.poll(max(left, 0) * 1000))
+        ready = dict(poll.poll(max(min(left, stall), 0) * 1000))
         if abort is not None and abort.fd in ready:
             raise Unavailable("extraction of the layer was stopped")
+        if not ready and stall < left:
+            raise Unavailable(f"extraction of the layer made no progress for {stall:g} seconds and was stopped")
         if not ready:
             raise Unavailable("extraction of the layer takes too long and was stopped")
         data = os.read(out, 65536)
@@ -205,7 +225,7 @@ def _mark(snapshot: Path, names: object) -> None:
     try:
         mark_opaque(root, {name.encode("latin-1") for name in names})
     except OSError as exc:
-        raise Failed(f"cannot mark a directory of the layer as opaque: {exc.strerror}") from exc
+        raise refused("cannot mark a directory of the layer as opaque", exc, snapshot) from exc
     finally:
         os.close(root)
 

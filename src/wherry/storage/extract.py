@@ -527,7 +527,8 @@ class Extractor:
         free = found.f_bavail * found.f_frsize
         reserve = min(self._limits.reserve, found.f_blocks * found.f_frsize // 20)
         if free < reserve:
-            raise Failed(f"no space left on device: {free} bytes are free where the archive goes, {reserve} stay free")
+            words = f"no space left on device: {free} bytes are free where the archive goes, {reserve} stay free"
+            raise Failed(words) from OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def mark_opaque(root: int, directories: set[bytes]) -> None:

@@ -16,5 +16,10 @@ _REMEDIES = {
 
 def refused(what: str, exc: OSError, where: str | os.PathLike[str]) -> Failed:
     """`what` ("cannot store layer x") did not work for `exc`, in the directory or file `where`."""
-    remedy = _REMEDIES.get(exc.errno or 0)
-    return Failed(f"{what}: {exc.strerror} in {os.fspath(where)}" + (f": {remedy}" if remedy else ""))
+    return advised(f"{what}: {exc.strerror}", exc.errno or 0, where)
+
+
+def advised(text: str, number: int, where: str | os.PathLike[str]) -> Failed:
+    """`text` says what did not work and why; `number` is the errno of it, 0 for none."""
+    remedy = _REMEDIES.get(number)
+    return Failed(f"{text} in {os.fspath(where)}" + (f": {remedy}" if remedy else ""))

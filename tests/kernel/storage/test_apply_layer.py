@@ -379,6 +379,14 @@ def test_an_extraction_is_bounded_in_time(target):
     os.close(write_end)
 
 
+def test_an_extraction_that_makes_no_progress_is_stopped(target):
+    read_end, write_end = os.pipe()
+    with pytest.raises(Unavailable, match=r"made no progress for 0.2 seconds and was stopped"):
+        apply_layer(read_end, snapshot=target, stall=0.2)
+    os.close(read_end)
+    os.close(write_end)
+
+
 def test_a_blob_that_fails_to_be_read_says_so(target, kit):
     data = kit.tar(kit.Member("f", bytes(1_000_000)))
 
@@ -452,8 +460,10 @@ def test_nothing_is_left_behind_by_success_or_failure(target, kit):
     assert held() == before
 
 
+CAPABILITIES = sum(1 << number for number in (0, 1, 3, 4, 27, 31))
 PRISONER = """
-import json, os, socket, sys
+import json, os, socket, sys, threading
+from wherry.kernel.libc import check, libc
 from wherry.storage.compression import Limits
 from wherry.storage.confined import Order, _permitted, confine
 order = Order(root=sys.argv[1], whiteouts=None, below=-1, limits=Limits(), parent=os.getppid())
@@ -463,7 +473,15 @@ def attempt(what):
         what()
     except OSError as exc:
         return exc.strerror
+    except MemoryError:
+        return "MemoryError"
     return "done"
+def thread(what):
+    found = []
+    worker = threading.Thread(target=lambda: found.append(what()))
+    worker.start()
+    worker.join()
+    return found[0]
 os.mknod("disk", 0o60666, os.makedev(8, 0))
 print(json.dumps({
     "root": sorted(os.listdir("/")),
@@ -475,8 +493,19 @@ print(json.dumps({
     "become root": attempt(lambda: os.setuid(0)),
     "chroot": attempt(lambda: os.chroot("/")),
     "reach the network": attempt(lambda: socket.socket().connect(("127.0.0.1", 1))),
+    "run a program": attempt(lambda: os.execv("/disk", ["disk"])),
+    "fork": attempt(os.fork),
+    "make a namespace": attempt(lambda: check(libc.unshare(0x10000000))),
+    "mount": attempt(lambda: check(libc.mount(b"/", b"/", None, 4096, None))),
+    "be seen by a debugger": attempt(lambda: check(libc.ptrace(0, 0, 0, 0))),
+    "use the other calls of the processor": attempt(lambda: check(libc.syscall(0x40000000 + 39))),
+    "leave": sorted(os.listdir("/../..")) if os.chdir("..") is None else [],
+    "capabilities of a thread": thread(_permitted),
+    "a socket of a thread": thread(lambda: attempt(socket.socket)),
+    "too much memory": attempt(lambda: bytearray(1100 << 20)),
     "uid": os.getuid(),
     "owner of a new file": (os.mknod("new"), os.stat("new").st_uid)[1],
+    "open many files": attempt(lambda: [os.open("/", os.O_RDONLY) for _ in range(1100)]),
 }))
 """
 
@@ -492,12 +521,23 @@ def test_the_confined_process_sees_and_may_nothing_else(target):
         "root": ["canary", "disk"],
         "cwd": "/",
         "up": ["canary", "disk"],
-        "capabilities": sum(1 << number for number in (0, 1, 3, 4, 27, 31)),
+        "capabilities": CAPABILITIES,
+        "capabilities of a thread": CAPABILITIES,
         "open a device": "Permission denied",
         "signal the parent": "Operation not permitted",
         "become root": "Operation not permitted",
         "chroot": "Operation not permitted",
-        "reach the network": "Network is unreachable",
+        "reach the network": "Operation not permitted",
+        "a socket of a thread": "Operation not permitted",
+        "run a program": "Operation not permitted",
+        "fork": "Operation not permitted",
+        "make a namespace": "Operation not permitted",
+        "mount": "Operation not permitted",
+        "be seen by a debugger": "Operation not permitted",
+        "use the other calls of the processor": "Operation not permitted",
+        "open many files": "Too many open files",
+        "leave": ["canary", "disk"],
+        "too much memory": "MemoryError",
         "uid": 65534,
         "owner of a new file": 0,
     }
