@@ -47,6 +47,8 @@ def harbour() -> Iterator[Harbour]:
             engine.remove_all_containers()
             witness.stop()
             engine.stop()
+        faults = made.faults(engine.log)
+        assert not faults, "logged:\n  " + "\n  ".join(faults)
         leaks = before.leaks(engine, witness.containers)
         assert not leaks, "left behind:\n  " + "\n  ".join(leaks) + f"\n{engine.log_tail()}"
 

@@ -228,6 +228,12 @@ class Harbour:
         (home / "config.yml").write_text(json.dumps(config))  # which is YAML, too
         return ["docker-registry", "serve", str(home / "config.yml")]
 
+    def faults(self, *more: Path) -> list[str]:
+        """What registries of ours, and those who wrote `more`, logged as errors: no client's doing may be one."""
+        logs = [self.root / kind.name / "log" for kind in OURS if kind is not ENGINE]
+        lines = [line for log in (*logs, *more) for line in log.read_text(errors="replace").splitlines()]
+        return [line for line in lines if "level=ERROR" in line or line.startswith("Traceback")]
+
     # -- asking --------------------------------------------------------------------------------------------------------
 
     def raw(self, reference: str) -> bytes:
