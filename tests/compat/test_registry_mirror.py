@@ -132,3 +132,8 @@ def test_the_engines_own_registry_caches_beside_its_images(harbour: Harbour, ima
     assert name not in harbour.docker("images").out, "a copy is no image of the engine"
     harbour.wherry("system", "prune", "-f")
     harbour.skopeo(*copy, f"dir:{tmp_path / 'third'}")
+
+    tidy = ("registry", "gc", "--root", str(harbour.root / "data/registry"), "--grace", "0", "--delete-untagged")
+    assert "0 untagged manifests and 0 unneeded blobs would be forgotten" in harbour.wherry(*tidy, "--dry-run").out
+    assert "were forgotten" in harbour.wherry(*tidy).out
+    harbour.skopeo(*copy, f"dir:{tmp_path / 'fourth'}")

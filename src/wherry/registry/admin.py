@@ -6,6 +6,7 @@ The socket is the administrator's alone (mode 0600): whoever may open the folder
 """
 
 import asyncio
+import errno
 import os
 import socket
 import sys
@@ -19,7 +20,7 @@ import msgspec
 from aiohttp import web
 
 from wherry.aio import Background, settle
-from wherry.errors import Conflict, Failed, InvalidParameter
+from wherry.errors import Failed, InvalidParameter
 from wherry.registry.config import Config, load, parser
 from wherry.registry.folder import open_folder
 from wherry.registry.lock import FolderLock
@@ -118,12 +119,11 @@ def retention(argv: Sequence[str]) -> int:
 async def _ask(config: Config, what: str, query: Mapping[str, str]) -> bytes:
     """The answer of the server that has the folder, or, when it is at rest, of ourselves."""
     root = Path(config.root).absolute()
-    if not root.is_dir():
+    if (root / SOCKET).exists() and (answer := await _ask_server(root / SOCKET, what, query)) is not None:
+        return answer
+    if not (root / "state.db").exists():
         raise InvalidParameter(f"there is no registry at {root}: give its folder with --root")
-    try:
-        lock = FolderLock(root)
-    except Conflict:
-        return await _ask_server(root / SOCKET, what, query)
+    lock = FolderLock(root)
     async with AsyncExitStack() as down:
         down.callback(lock.release)
         store = await settle(open_folder, root)
@@ -147,7 +147,8 @@ def _at_rest(config: Config) -> Config:
     return msgspec.structs.replace(config, **changed)
 
 
-async def _ask_server(path: Path, what: str, query: Mapping[str, str]) -> bytes:
+async def _ask_server(path: Path, what: str, query: Mapping[str, str]) -> bytes | None:
+    """None when nobody listens: a server that was killed leaves its socket behind."""
     timeout = aiohttp.ClientTimeout(total=ANSWER_TIME)
     try:
         async with (
@@ -155,7 +156,11 @@ async def _ask_server(path: Path, what: str, query: Mapping[str, str]) -> bytes:
             session.post(f"http://registry/{what}", params=query) as answer,
         ):
             body = await answer.read()
-    except aiohttp.ClientError as exc:
+    except aiohttp.ClientConnectorError as exc:
+        if exc.os_error.errno == errno.ECONNREFUSED:
+            return None
+        raise Failed(f"cannot ask the registry on {path}: {exc.os_error.strerror}") from exc
+    except (aiohttp.ClientError, TimeoutError) as exc:
         raise Failed(f"the registry that has the folder does not answer on {path}: {exc}") from exc
     if answer.status != 200:
         raise Failed(f"the registry answered {answer.status}: {body[:500].decode(errors='replace')}")

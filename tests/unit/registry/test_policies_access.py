@@ -13,7 +13,7 @@ from aiohttp.test_utils import TestServer
 
 from wherry.aio import Background, settle
 from wherry.errors import InvalidParameter, WherryError
-from wherry.registry.access.guard import AuthConfig, Rules, check
+from wherry.registry.access.guard import MAX_FORM, AuthConfig, Rules, check
 from wherry.registry.access.passwords import FAILURES, Passwords
 from wherry.registry.access.tokens import KEY_BYTES, Scope, Tokens, load_key, parse_scopes
 from wherry.registry.config import Config
@@ -60,6 +60,32 @@ async def test_a_changed_file_counts_at_once(htpasswd: Path):
     await passwords.check("ann", "other", address="a")
     assert await passwords.fingerprint("ann") != before
     assert await passwords.fingerprint("bob") == ""
+
+
+async def test_a_file_that_becomes_unusable_is_not_followed_and_said_so_once(
+    htpasswd: Path, caplog: pytest.LogCaptureFixture
+):
+    passwords = Passwords(htpasswd)
+    htpasswd.write_text("ann:plain\n")
+    for _ in range(3):
+        await passwords.check("ann", "secret", address="a")
+    assert [record.message for record in caplog.records if "stay as they were" in record.message] == [
+        f"the passwords stay as they were: {htpasswd}, line 1: the hash of ann is not bcrypt's; make it with "
+        "`htpasswd -nB ann`"
+    ]
+    htpasswd.write_text(entry("ann", "other"))
+    await passwords.check("ann", "other", address="a")
+
+
+async def test_who_was_right_a_while_ago_does_not_wait_for_who_guesses_behind_the_same_address(htpasswd: Path):
+    passwords = Passwords(htpasswd)
+    await passwords.check("ann", "secret", address="proxy")
+    for _ in range(FAILURES):
+        with pytest.raises(Problem, match="incorrect"):
+            await passwords.check("bob", "guess", address="proxy")
+    with pytest.raises(Problem, match="too many wrong passwords"):
+        await passwords.check("bob", "hidden", address="proxy")
+    await passwords.check("ann", "secret", address="proxy")
 
 
 async def test_who_guesses_is_slowed_down_and_others_are_not(htpasswd: Path):
@@ -315,6 +341,7 @@ async def test_a_refresh_token_signs_in_until_the_password_changes(tmp_path: Pat
         ({"grant_type": "password", "username": "ann", "password": "wrong"}, 401),
         ({"grant_type": "refresh_token", "refresh_token": "x"}, 401),
         ({"grant_type": "magic"}, 400),
+        ({"grant_type": "x" * MAX_FORM}, 413),
         ({}, 400),
     ],
 )

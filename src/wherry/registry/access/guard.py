@@ -12,6 +12,7 @@ import binascii
 import ipaddress
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from urllib.parse import parse_qsl
 
 import msgspec
 from aiohttp import web
@@ -199,10 +200,7 @@ class Guard:
 
     async def post_token(self, request: web.Request) -> web.Response:
         """POST /token."""
-        if (request.content_length or 0) > MAX_FORM:
-            raise Problem(Code.SIZE_INVALID, "the request for a token is too long", status=413)
-        form = await request.post()
-        fields = {name: value for name, value in form.items() if isinstance(value, str)}
+        fields = await _read_form(request)
         assert self._tokens is not None
         match fields.get("grant_type", ""):
             case "password":
@@ -245,6 +243,16 @@ class Guard:
         asked = set(ACTIONS) if "*" in scope.actions else scope.actions & set(ACTIONS)
         allowed = {action for action in asked if self._rules.allow(user, scope.name, action)}
         return Scope(scope.kind, scope.name, frozenset(allowed))
+
+
+async def _read_form(request: web.Request) -> dict[str, str]:
+    """The fields of a form. SIZE_INVALID."""
+    body = bytearray()
+    while chunk := await request.content.readany():
+        body += chunk
+        if len(body) > MAX_FORM:
+            raise Problem(Code.SIZE_INVALID, "the request for a token is too long", status=413)
+    return dict(parse_qsl(body.decode(errors="replace"), keep_blank_values=True))
 
 
 def _claimed(claims: Claims, access: Access) -> bool:

@@ -9,6 +9,7 @@ keyed hash. Who is wrong too often from one address waits.
 import asyncio
 import hashlib
 import hmac
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from pathlib import Path
 from wherry.aio import settle
 from wherry.errors import InvalidParameter
 from wherry.registry.errors import Code, Problem
+
+log = logging.getLogger(__name__)
 
 REMEMBERED = 300.0  # seconds a right password needs no bcrypt
 FAILURES = 10  # wrong passwords from one address ...
@@ -44,16 +47,20 @@ class Passwords:
         self._failures: dict[str, list[float]] = {}
         self._slow = asyncio.Semaphore(2)
         self._file = _read(path)
+        self._broken: tuple[int, int, int] | None = None  # stamp of a file that cannot be used
 
     async def check(self, user: str, password: str, *, address: str) -> None:
-        """UNAUTHORIZED when they do not belong together, TOOMANYREQUESTS after too many failures."""
-        self._check_rate(address)
+        """UNAUTHORIZED when they do not belong together, TOOMANYREQUESTS after too many failures.
+
+        Who was right a short while ago is not made to wait for others behind the same address.
+        """
         await self._refresh()
         entry = self._file.users.get(user, _NOBODY)
         proof = hmac.digest(self._key, "\0".join((user, entry, password)).encode(), "sha256")
         known = self._known.get(user)
         if known is not None and known[1] > self._clock() and hmac.compare_digest(known[0], proof):
             return
+        self._check_rate(address)
         async with self._slow:
             right = await settle(_matches, password, entry)
         if not right or user not in self._file.users:
@@ -69,10 +76,15 @@ class Passwords:
         return hashlib.sha256(entry.encode()).hexdigest()[:16] if entry else ""
 
     async def _refresh(self) -> None:
-        """Follow the file; one that cannot be used any more is not followed."""
+        """Follow the file; one that cannot be used any more is not followed, and said so once."""
         stamp = await settle(_stamp, self._path)
-        if stamp is not None and stamp != self._file.stamp:
+        if stamp is None or stamp in (self._file.stamp, self._broken):
+            return
+        try:
             self._file = await settle(_read, self._path)
+        except InvalidParameter as exc:
+            self._broken = stamp
+            log.error("the passwords stay as they were: %s", exc.message)
 
     def _check_rate(self, address: str) -> None:
         now = self._clock()

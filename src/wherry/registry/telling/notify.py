@@ -252,9 +252,17 @@ class Notifier:
 
     async def deliver(self) -> None:
         """For ever: every endpoint by its own task."""
-        async with aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session, asyncio.TaskGroup() as group:
+        try:
+            async with (
+                aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar()) as session,
+                asyncio.TaskGroup() as group,
+            ):
+                for endpoint in self.endpoints:
+                    group.create_task(endpoint.deliver(session))
+        finally:
             for endpoint in self.endpoints:
-                group.create_task(endpoint.deliver(session))
+                if endpoint.waiting:
+                    log.warning("webhook %s: %d events were not delivered", endpoint.url, endpoint.waiting)
 
 
 def make(webhooks: Sequence[WebhookConfig], *, host: str) -> Notifier:
