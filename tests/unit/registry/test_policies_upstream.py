@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from harness.descriptors import descriptors
 from imagekit.making import digest, index, make
 from imagekit.pushing import Pusher
 from wherry.aio import Background, settle
@@ -63,6 +64,7 @@ class World:
     upstream: Pusher  # pushes to the origin
     cache: Pusher  # asks the cache
     store: FolderStore  # of the cache
+    background: Background  # likewise
 
 
 @asynccontextmanager
@@ -82,7 +84,7 @@ async def caching(root: Path, *, name: str = "hub", auth: object = None, **upstr
         policies.add_to(front, hooks)
         async with TestServer(front) as server:
             cache = Pusher(session, str(server.make_url("")).rstrip("/"))
-            yield World(origin, Pusher(session, url), cache, here)
+            yield World(origin, Pusher(session, url), cache, here, background)
     await background.close()
     await here.close()
     await there.close()
@@ -406,6 +408,24 @@ async def test_a_client_that_leaves_does_not_stop_the_download_for_others(world:
     first.cancel()
     world.origin.hold.set()
     assert await second == (200, ONE.layers[0])
+
+
+async def test_stopping_in_the_middle_of_a_download_leaves_nothing_open(tmp_path: Path):
+    before = descriptors()
+    async with caching(tmp_path) as world:
+        await world.upstream.image("x", ONE, tag="t")
+        await world.cache.get("hub/x/manifests/t")
+        world.origin.hold = asyncio.Event()
+        client = asyncio.create_task(world.cache.get(f"hub/x/blobs/{digest(ONE.layers[0])}"))
+        while world.origin.asked["GET blobs"] == 0:  # noqa: ASYNC110 - the other side's counter
+            await asyncio.sleep(0.01)
+        await world.background.close()
+        status, body = await client
+        assert status == 503
+        assert b"the registry stops" in body
+        world.origin.hold.set()
+    assert not list((tmp_path / "cache/uploads").iterdir())
+    assert not descriptors() - before
 
 
 @pytest.mark.parametrize(

@@ -103,11 +103,13 @@ class Connections:
             await self.close()
 
     async def close(self, *, idle: float = 0.0) -> None:
-        """Close what nobody uses, and has not for `idle` seconds."""
+        """Close what nobody has used for `idle` seconds. Without: everything; what is in use by its last user."""
         limit = self._clock() - idle
         for key, held in list(self._held.items()):
-            if not held.users and held.idle_since <= limit:
-                self._drop(key, held)
+            if idle and (held.users or held.idle_since > limit):
+                continue
+            self._drop(key, held)
+            if not held.users:
                 await held.undo.aclose()
 
 
