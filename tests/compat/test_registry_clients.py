@@ -19,7 +19,7 @@ from harness.box import Box
 from harness.engine import remove_root, short_root
 from harness.leaks import Before, Witness
 from harness.needs import require_programs
-from harness.our_registry import DEBIAN, ENGINE, OURS, SECRET, Client, Harbour, Kind
+from harness.our_registry import DEBIAN, ENGINE, MUTUAL, OURS, SECRET, Client, Harbour, Kind
 from harness.registry import PASSWORD, USER
 
 pytestmark = pytest.mark.not_dockerd("the registry under test is ours")
@@ -41,7 +41,7 @@ def harbour() -> Iterator[Harbour]:
         engine.start()
         witness = Witness(engine)
         try:
-            with made.serving(*(kind for kind in ANY.values() if kind is not ENGINE)):
+            with made.serving(*(kind for kind in ANY.values() if kind is not ENGINE), MUTUAL):
                 yield made
         finally:
             engine.remove_all_containers()
@@ -414,6 +414,22 @@ def test_an_authority_nobody_knows_is_not_believed(harbour: Harbour, registry: K
             assert "x509: certificate signed by unknown authority" in said
     finally:
         harbour.trust(registry)
+
+
+def test_a_certificate_of_the_client_is_shown_where_it_is_wanted(harbour: Harbour, tmp_path: Path) -> None:
+    repository, _ = stocked(harbour, tmp_path, MUTUAL, "mutual")
+    name = f"{repository}:1"
+    for tool in (harbour.docker, harbour.podman):
+        tool("pull", "--quiet", name)
+        tool("push", "--quiet", name)
+        tool("rmi", "--force", name)
+    for tool in (harbour.docker, harbour.wherry):
+        assert tool.json("manifest", "inspect", name)["config"]["digest"] == image("mutual mutual").id
+
+    for part in ("cert", "key"):
+        harbour.box.run("rm", f"/etc/docker/certs.d/{MUTUAL.address}/client.{part}")
+    assert f'Get "https://{MUTUAL.address}/v2/": ' in harbour.docker.refused("pull", name)
+    assert f"https://{MUTUAL.address}/v2/team/mutual" in harbour.wherry.refused("manifest", "inspect", name)
 
 
 # -- several platforms -------------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ class Kind:
     auth: bool = False
     tls: bool = False
     tokens: bool = True  # ours only: Bearer, or Basic alone
+    mutual: bool = False  # ours only: clients need a certificate, too
 
     @property
     def address(self) -> str:
@@ -60,6 +61,7 @@ OURS = (
     Kind(name="basic", port=5014, auth=True, tokens=False),
     ENGINE,
 )
+MUTUAL = Kind(name="mutual", port=5015, tls=True, mutual=True)
 DEBIAN = (
     Kind(name="debian", port=5021, debian=True),
     Kind(name="debian-htpasswd", port=5022, debian=True, auth=True),
@@ -155,18 +157,22 @@ class Harbour:
         curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
         openssl("req", "-x509", *curve, "-days", "2", "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem")
         (self.root / "ext").write_text(f"subjectAltName=DNS:{NAME}\n")
-        openssl("req", *curve, "-subj", f"/CN={NAME}", "-keyout", "key.pem", "-out", "request.pem")
-        openssl(
-            *("x509", "-req", "-in", "request.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
-            *("-days", "2", "-extfile", "ext", "-out", "cert.pem"),
-        )
+        for prefix in ("", "client-"):
+            openssl("req", *curve, "-subj", f"/CN={NAME}", "-keyout", f"{prefix}key.pem", "-out", "request.pem")
+            openssl(
+                *("x509", "-req", "-in", "request.pem", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial"),
+                *("-days", "2", "-extfile", "ext", "-out", f"{prefix}cert.pem"),
+            )
         (self.root / "htpasswd").write_text(HTPASSWD)
 
     def trust(self, kind: Kind) -> None:
-        """Give the registry's CA to every client of the box."""
+        """Give every client of the box the registry's CA, and the certificate that it may want to see."""
         folder = f"/etc/docker/certs.d/{kind.address}"
         self.box.run("mkdir", "-p", folder)
         self.box.run("cp", str(self.root / "ca.pem"), f"{folder}/ca.crt")
+        if kind.mutual:
+            self.box.run("cp", str(self.root / "client-cert.pem"), f"{folder}/client.cert")
+            self.box.run("cp", str(self.root / "client-key.pem"), f"{folder}/client.key")
 
     def distrust(self, kind: Kind) -> None:
         self.box.run("rm", "-r", f"/etc/docker/certs.d/{kind.address}")
@@ -208,6 +214,7 @@ class Harbour:
             config["auth"] = {"htpasswd": str(self.root / "htpasswd"), "tokens": kind.tokens, "rules": RULES}
         if kind.tls:
             config["tls"] = {"cert": str(self.root / "cert.pem"), "key": str(self.root / "key.pem")}
+            config["tls"] |= {"client-ca": str(self.root / "ca.pem")} if kind.mutual else {}
         (home / "registry.json").write_text(json.dumps(config))
         return [str(WHERRY), "registry", "serve", "--config", str(home / "registry.json")]
 
@@ -230,7 +237,7 @@ class Harbour:
 
     def faults(self, *more: Path) -> list[str]:
         """What registries of ours, and those who wrote `more`, logged as errors: no client's doing may be one."""
-        logs = [self.root / kind.name / "log" for kind in OURS if kind is not ENGINE]
+        logs = [self.root / kind.name / "log" for kind in (*OURS, MUTUAL) if kind is not ENGINE]
         lines = [line for log in (*logs, *more) for line in log.read_text(errors="replace").splitlines()]
         return [line for line in lines if "level=ERROR" in line or line.startswith("Traceback")]
 
@@ -242,7 +249,7 @@ class Harbour:
 
     def flags(self, reference: str, prefix: str = "") -> list[str]:
         """What skopeo and its like want to be told of the registry that a reference names."""
-        kind = next(each for each in (*OURS, *DEBIAN) if reference.startswith(f"{each.address}/"))
+        kind = next(each for each in (*OURS, MUTUAL, *DEBIAN) if reference.startswith(f"{each.address}/"))
         credentials = [f"--{prefix}creds", f"{USER}:{PASSWORD}"] if kind.auth else []
         return [*credentials, *([] if kind.tls else [f"--{prefix}tls-verify=false"])]
 
