@@ -70,10 +70,11 @@ class CLI:
     def config(self) -> dict[str, Any]:
         """config.json, or {} when there is none; a broken one is reported and ignored."""
         if self._config is None:
-            self._config = self._read_config()
+            self._config = self.read_config()
         return self._config
 
-    def _read_config(self) -> dict[str, Any]:
+    def read_config(self) -> dict[str, Any]:
+        """The same, as it is now; `config_broken` tells whether it is one."""
         path = f"{self.config_directory}/config.json"
         try:
             with open(path, "rb") as file:

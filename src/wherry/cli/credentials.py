@@ -15,6 +15,7 @@ from wherry.client import jsontext
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from wherry.cli.command import CLI
@@ -148,16 +149,35 @@ def registry_header(cli: CLI, server: str) -> dict[str, str]:
     return {"X-Registry-Auth": encode_auth(auth_for(cli, server))}
 
 
-def save_config(cli: CLI, config: dict[str, Any]) -> None:
-    """Replace config.json in one step, readable by the user alone."""
+def change_config(cli: CLI, change: Callable[[dict[str, Any]], None]) -> None:
+    """Have `change` alter config.json as it is now; it is replaced in one step, readable by the user alone.
+
+    Others who log in at the same time wait for each other: none undoes what another has done.
+    """
+    import fcntl
+
     directory = cli.config_directory
-    if cli.config_broken:
-        raise OSError(f"{directory}/config.json cannot be read, and is left as it is: mend it or move it away first")
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    path = os.path.realpath(f"{directory}/config.json")
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        config = cli.read_config()
+        if cli.config_broken:
+            raise OSError(
+                f"{directory}/config.json cannot be read, and is left as it is: mend it or move it away first"
+            )
+        former = jsontext.dumps(config)
+        change(config)
+        if jsontext.dumps(config) != former:
+            _replace(os.path.realpath(f"{directory}/config.json"), config)
+    finally:
+        os.close(lock)
+
+
+def _replace(path: str, config: dict[str, Any]) -> None:
     text = jsontext.indent(jsontext.dumps(config, html=True), "\t")
     temporary = f"{path}.{os.getpid()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(text.encode("utf-8", "surrogateescape"))
@@ -171,20 +191,23 @@ def save_config(cli: CLI, config: dict[str, Any]) -> None:
 
 def store(cli: CLI, server: str, user: str, secret: str, *, is_token: bool) -> str | None:
     """Remember credentials; the path of the file when they are in it unencrypted, None when a helper has them."""
-    config = {**cli.config}
-    auths = dict(config.get("auths") or {})
-    if helper := helper_of(cli, server):
-        if helper == default_helper(cli):
-            config["credsStore"] = helper
+    helper = helper_of(cli, server)
+    entry: dict[str, str] = {}
+    if helper:
         given = {"ServerURL": server, "Username": TOKEN_USER if is_token else user, "Secret": secret}
         run_helper(helper, "store", jsontext.dumps(given))
-        auths[server] = {}
     elif is_token:
-        auths[server] = {"auth": _basic(user, ""), "identitytoken": secret}
+        entry = {"auth": _basic(user, ""), "identitytoken": secret}
     else:
-        auths[server] = {"auth": _basic(user, secret)}
-    config["auths"] = auths
-    save_config(cli, config)
+        entry = {"auth": _basic(user, secret)}
+    is_default = helper is not None and helper == default_helper(cli)
+
+    def remember(config: dict[str, Any]) -> None:
+        if is_default:
+            config["credsStore"] = helper
+        config["auths"] = {**(config.get("auths") or {}), server: entry}
+
+    change_config(cli, remember)
     return None if helper else f"{cli.config_directory}/config.json"
 
 
@@ -199,11 +222,16 @@ def erase(cli: CLI, server: str) -> None:
             run_helper(helper, "erase", server)
         except NoCredentials:
             pass  # forgotten already
-    auths = dict(cli.config.get("auths") or {})
     host = hostname_of(server)
-    kept = {key: value for key, value in auths.items() if key != server and hostname_of(key) != host}
-    if kept != auths:
-        save_config(cli, {**cli.config, "auths": kept})
+
+    def forget(config: dict[str, Any]) -> None:
+        auths = config.get("auths") or {}
+        kept = {key: value for key, value in auths.items() if key != server and hostname_of(key) != host}
+        if kept != auths:
+            config["auths"] = kept
+
+    if os.path.isdir(cli.config_directory):
+        change_config(cli, forget)
 
 
 def default_server(name: str | None) -> str:

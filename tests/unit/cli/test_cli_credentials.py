@@ -5,6 +5,7 @@ import json
 import stat
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -329,3 +330,24 @@ def test_the_password_is_not_shown_while_it_is_typed(fake_engine: Any, reply: An
         assert terminal.wait() == 0
         assert "hidden" not in terminal.screen
     assert fake_engine.requests[0].body == {"username": "me", "password": "hidden word", "serveraddress": "r"}
+
+
+def test_logins_at_the_same_time_do_not_undo_each_other(cli_with: Callable[..., CLI], tmp_path: Path) -> None:
+    early = cli_with({"psFormat": "x"})
+    assert early.config == {"psFormat": "x"}  # read, and old by the time it is changed
+    servers = [f"r{number}" for number in range(8)]
+    clis = [cli_with() for _ in servers]
+    with ThreadPoolExecutor(len(servers)) as pool:
+        for future in [
+            pool.submit(store, cli, server, "u", "p", is_token=False) for cli, server in zip(clis, servers, strict=True)
+        ]:
+            future.result()
+    store(early, "last", "u", "p", is_token=False)
+    kept = json.loads((tmp_path / "config.json").read_text())
+    assert sorted(kept["auths"]) == ["last", *servers]
+    assert kept["psFormat"] == "x"
+
+
+def test_logging_out_makes_no_configuration(wherry: Callable[..., Any], tmp_path: Path) -> None:
+    assert wherry("logout", "r").code == 0
+    assert not (tmp_path / "config").exists()
