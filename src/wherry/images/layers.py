@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 from wherry.aio import finish, settle
 from wherry.digest import ChainID, DiffID, Digest, extend_chain, hex_part
-from wherry.errors import Corrupt, NotSupported
+from wherry.errors import Corrupt, Failed, NotSupported
 from wherry.images.deps import Deps
 from wherry.images.garbage import EXTRACTION
 from wherry.images.leases import Lease
@@ -126,7 +126,10 @@ async def extract(
             abort.set()
             await finish(_ended(work))
             raise
-        applied = work.result()
+        try:
+            applied = work.result()
+        except Failed as exc:
+            raise Failed(f"cannot extract layer {blob.digest}: {exc.message}") from exc
     for warning in applied.warnings:
         log.warning("layer %s: %s", blob.digest, warning)
     return applied.diff_id, applied.size

@@ -169,7 +169,7 @@ def _error(answer: dict[str, object], snapshot: Path) -> WherryError:
     """What the child says went wrong, with the advice that only somebody outside can give."""
     kind, text, number = str(answer["error"]), str(answer["message"]), answer.get("errno")
     if kind == "Failed" and isinstance(number, int) and number:
-        return advised(text, number, snapshot)
+        return advised(text, number, snapshot.parents[1])  # the directory of all snapshots
     return Errors[kind](text)
 
 
