@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from wherry.aio import settle
+from wherry.daemon.promises import Promises
 from wherry.digest import Digest
 from wherry.errors import Conflict, Corrupt, InvalidParameter, NotFound, NotSupported, WherryError
 from wherry.images.deps import Deps
@@ -78,6 +79,8 @@ class EngineStore:
         self._domain = domain
         self._in_use = in_use
         self._rest = rest
+        self._promises = Promises()
+        deps.roots.append(lambda: (self._promises.digests(), set()))
 
     # --- names --------------------------------------------------------------------------------------------------------
 
@@ -160,7 +163,7 @@ class EngineStore:
         return False
 
     async def blob_size(self, repository: str, digest: Digest) -> int:
-        if not self._holds(repository, digest):
+        if not self._holds(repository, digest) and not self._promises.holds(repository, digest):
             return await self._rest.blob_size(repository, digest)
         try:
             return await settle(self._deps.content.size, digest)
@@ -170,7 +173,18 @@ class EngineStore:
     async def promise_blob(self, repository: str, digest: Digest) -> int:
         if not self._holds(repository, digest):
             return await self._rest.promise_blob(repository, digest)
-        return await self.blob_size(repository, digest)
+        return await self._promise(repository, digest)
+
+    async def _promise(self, repository: str, digest: Digest) -> int:
+        """What an image holds stays for who pushes when that image goes; its bytes."""
+        self._promises.make(repository, digest)
+        async with self._deps.leases.guard:  # a removal that did not know of the promise is over
+            pass
+        try:
+            return await self.blob_size(repository, digest)
+        except Problem:
+            self._promises.drop(repository, digest)
+            raise
 
     async def open_blob(self, repository: str, digest: Digest) -> BinaryIO:
         if not self._holds(repository, digest):
@@ -185,6 +199,10 @@ class EngineStore:
 
     async def mount_blob(self, repository: str, digest: Digest, source: str) -> bool:
         if self._holds(repository, digest):
+            try:
+                await self._promise(repository, digest)
+            except Problem:  # it went at this moment
+                return False
             return True
         if not self._holds(source, digest):
             return await self._rest.mount_blob(repository, digest, source)
@@ -255,6 +273,8 @@ class EngineStore:
             lacking += [digest for digest in named.children if not await self._has_manifest(repository, digest)]
             if lacking:
                 raise incomplete(repository, lacking)
+            if tag is None:
+                self._promises.make(repository, raw.digest)  # until an index names it `image prune` leaves it alone
             own = self._own(repository)
             references = [own.with_digest(raw.digest), *([own.with_tag(tag)] if tag else [])]
             if document.subject is not None:
@@ -267,6 +287,7 @@ class EngineStore:
                 await self._hand_over(repository, tag)
             else:
                 await self._keep_apart(repository, raw, named, tag)
+            self._promises.drop(repository, *named.blobs, *named.children)
         return document.subject
 
     async def _has_blob(self, repository: str, digest: Digest) -> bool:
@@ -353,6 +374,7 @@ class EngineStore:
             if self._is_document(repository, digest):
                 raise Problem(Code.UNSUPPORTED, f"manifest {digest} belongs to an index or to an image from elsewhere")
             raise manifest_unknown(repository, digest)
+        self._promises.drop(repository, digest)
         await self._forget(names)
 
     async def _forget(self, names: list[str]) -> None:

@@ -8,8 +8,10 @@ import pytest
 from imagekit.making import Made, digest, index, make
 from imagekit.world import NOTHING
 from registrykit.hosted import DOMAIN, Hosted
+from wherry.filters import Filters
 from wherry.images.garbage import collect_all
-from wherry.images.upkeep.remove import ContainerUse
+from wherry.images.upkeep.prune import prune
+from wherry.images.upkeep.remove import ContainerUse, remove
 from wherry.images.upkeep.tag import tag
 from wherry.reference import parse
 from wherry.registry.upkeep.collect import forget
@@ -149,9 +151,33 @@ async def test_a_blob_no_manifest_names_yet_is_no_garbage(hosted: Hosted):
     assert hosted.world.held() == NOTHING
 
 
-async def test_removing_an_image_in_the_engine_takes_it_from_the_registry(hosted: Hosted):
-    from wherry.images.upkeep.remove import remove
+async def test_a_prune_amid_the_push_of_an_index_takes_nothing_from_it(hosted: Hosted):
+    document, media_type = index(PLATFORMS)
+    for made in (ONE, OTHER):
+        await hosted.push.image("multi", made)
+        await prune(hosted.world.deps, Filters({}), in_use={})
+    assert (await hosted.push.manifest("multi", "latest", document, media_type))[0] == 201
+    store = hosted.world.deps.store
+    assert {image.id for image in store.platforms(f"{DOMAIN}/multi")} == {ONE.id, OTHER.id}
+    await remove(hosted.world.deps, f"{DOMAIN}/multi", in_use={})
+    await prune(hosted.world.deps, Filters({}), in_use={})
+    assert hosted.world.held() == NOTHING
 
+
+async def test_what_a_pusher_was_told_to_be_there_stays_when_its_image_goes(hosted: Hosted):
+    await hosted.push.image("x", ONE, tag="old")
+    for blob in (ONE.config, *ONE.layers):
+        async with hosted.push.session.head(f"{hosted.push.base}/v2/x/blobs/{digest(blob)}") as answer:
+            assert answer.status == 200
+    await remove(hosted.world.deps, f"{DOMAIN}/x:old", in_use={})
+    await collect_all(hosted.world.deps)
+    assert (await hosted.push.manifest("x", "new", ONE.manifest, ONE.media_type))[0] == 201
+    assert hosted.world.deps.store.get(f"{DOMAIN}/x:new").id == ONE.id
+    await remove(hosted.world.deps, f"{DOMAIN}/x:new", in_use={})
+    assert hosted.world.held() == NOTHING
+
+
+async def test_removing_an_image_in_the_engine_takes_it_from_the_registry(hosted: Hosted):
     await hosted.push.image("x", ONE, tag="t")
     await remove(hosted.world.deps, f"{DOMAIN}/x:t", in_use={})
     assert (await hosted.push.get("x/manifests/t"))[0] == 404

@@ -21,7 +21,7 @@ async def prune(deps: Deps, filters: Filters, *, in_use: InUse) -> dict[str, obj
     until = parse_until(filters)
 
     def wanted(row: Row) -> bool:
-        if only_dangling and not is_dangling(row):
+        if only_dangling and (not is_dangling(row) or _is_kept(deps, row)):
             return False
         if until is not None and row.image.created > until:
             return False
@@ -36,6 +36,12 @@ async def prune(deps: Deps, filters: Filters, *, in_use: InUse) -> dict[str, obj
         await collect_all(deps)  # what else was left behind, by containers whose image went before them
     deps.announce_prune(work.freed)
     return {"ImagesDeleted": work.records() or None, "SpaceReclaimed": work.freed}
+
+
+def _is_kept(deps: Deps, row: Row) -> bool:
+    """A registry knows of it: it was pushed by its digest, and what is to name it may be on its way."""
+    digests = {manifest.digest for image in row.images for manifest in image.manifests}
+    return any(digests & root()[0] for root in deps.roots)
 
 
 async def _remove(work: Removal, row: Row) -> None:
