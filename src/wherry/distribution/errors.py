@@ -6,6 +6,7 @@ the reference they are about.
 
 import asyncio
 import os
+import re
 import ssl
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -100,6 +101,8 @@ def _reason(exc: BaseException) -> str:
             return f"dial tcp: lookup {exc.host}: no such host"
         case aiohttp.ClientConnectorCertificateError():
             return f"tls: failed to verify certificate: x509: {_certificate(exc.certificate_error)}"
+        case aiohttp.ClientOSError() if alert := _ALERT.search(str(exc)):
+            return _alert(alert[1])
         case aiohttp.ClientConnectorSSLError() if _is_plain_http(exc.os_error):
             return "http: server gave HTTP response to HTTPS client"
         case aiohttp.ClientConnectorSSLError():
@@ -111,10 +114,22 @@ def _reason(exc: BaseException) -> str:
             return "net/http: request canceled (Client.Timeout exceeded while awaiting headers)"
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientPayloadError() | asyncio.IncompleteReadError():
             return "unexpected EOF"
+        case aiohttp.ClientConnectionResetError():  # it was closed before we wrote
+            return "write tcp: broken pipe"
         case aiohttp.ClientOSError():
             return f"read tcp: {_system_reason(exc)}"
         case _:
             return str(exc) or type(exc).__name__
+
+
+_ALERT = re.compile(r"\[SSL: \w*ALERT_(\w+)\]")  # in OpenSSL's words; its error number is no errno
+
+
+def _alert(name: str) -> str:
+    words = f"remote error: tls: {name.lower().replace('_', ' ')}"
+    if name not in ("BAD_CERTIFICATE", "CERTIFICATE_REQUIRED"):
+        return words
+    return f"{words}: the registry wants a certificate of its clients: put client.cert and client.key into its certs.d"
 
 
 def _system_reason(exc: OSError) -> str:
