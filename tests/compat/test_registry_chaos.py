@@ -8,6 +8,7 @@ choices (as far as two runs can be alike: the moments differ).
 
 import collections
 import contextlib
+import enum
 import http.client
 import json
 import os
@@ -99,7 +100,8 @@ def layer(name: str, data: bytes) -> bytes:
 @dataclass
 class Chaos:
     engine: Engine
-    registry: Server
+    registry: Server | Engine
+    folder: Path | None  # with our registry's socket and uploads
     proxy: CuttingProxy
     choose: random.Random
     hits: collections.Counter[str] = field(default_factory=collections.Counter)  # by what was hit
@@ -107,13 +109,8 @@ class Chaos:
     said: collections.Counter[str] = field(default_factory=collections.Counter)  # the last line of a try that failed
 
     @property
-    def ours(self) -> bool:
-        return "docker-registry" not in self.registry.words
-
-    @property
     def _data(self) -> Path:
-        """The engine's data root, where it may be on a file system that is seen in the box only."""
-        return self.engine.box.path(self.engine.data_root)
+        return data_of(self.engine)
 
     def name(self, what: Origin) -> str:
         return f"{self.proxy.address}/{what.name}:{what.tag}"
@@ -208,8 +205,10 @@ class Chaos:
         """Garbage is collected all the time, in some of the rounds."""
         enough = threading.Event()
         places = [(self.engine.api, "/images/prune"), (self.engine.api, "/system/check?quick=1")]
-        if self.ours:
-            places.append((Api(self.registry.root / "data/admin.sock"), "/gc?grace=3600&delete-untagged=1"))
+        if self.folder is not None:
+            places.append((Api(self.folder / "admin.sock"), "/gc?grace=3600&delete-untagged=1"))
+        if isinstance(self.registry, Engine):
+            places.append((self.registry.api, "/images/prune"))
 
         def collect() -> None:
             while not enough.wait(0.05):
@@ -247,20 +246,22 @@ class Chaos:
             assert path.read_bytes() == data, f"{digest} is another one"
 
     def nothing_is_wrong(self) -> None:
-        answer = self.engine.api.request("GET", "/system/check")
-        assert answer.status == 200, answer.body
-        result = json.loads(answer.body.splitlines()[-1])
-        assert result["problems"] == [], result
-        left = [path.name for path in (self._data / "ingest").iterdir()]
-        assert [name for name in left if not name.startswith("partial-")] == []
+        for engine in (self.engine, self.registry):
+            if isinstance(engine, Engine):
+                answer = engine.api.request("GET", "/system/check")
+                assert answer.status == 200, answer.body
+                result = json.loads(answer.body.splitlines()[-1])
+                assert result["problems"] == [], result
+                left = [path.name for path in (data_of(engine) / "ingest").iterdir()]
+                assert [name for name in left if not name.startswith("partial-")] == []
 
     def registry_tidies_up(self, origins: list[Origin]) -> None:
         """Its collector takes nothing that is needed, and what was being uploaded expires."""
-        if self.ours:
-            gone = Api(self.registry.root / "data/admin.sock").request("POST", "/gc?grace=0&delete-untagged=1")
+        if self.folder is not None:
+            gone = Api(self.folder / "admin.sock").request("POST", "/gc?grace=0&delete-untagged=1")
             assert gone.status == 200, gone.body
             assert gone.json()["manifests"] == 0
-            uploads = self.registry.root / "data/uploads"
+            uploads = self.folder / "uploads"
             self.registry.stop()
             for path in uploads.iterdir():
                 os.utime(path, (0, 0))
@@ -268,6 +269,11 @@ class Chaos:
             wait_until(lambda: not list(uploads.iterdir()), "uploads do not expire")
         for each in origins:
             self.registry_has(each)
+
+
+def data_of(engine: Engine) -> Path:
+    """Its data root, where it may be on a file system that is seen in the box only."""
+    return engine.box.path(engine.data_root)
 
 
 def wait_until(true: Callable[[], bool], otherwise: str) -> None:
@@ -280,36 +286,52 @@ def wait_until(true: Callable[[], bool], otherwise: str) -> None:
 # -- tests -------------------------------------------------------------------------------------------------------------
 
 
-def of_debian(root: Path) -> Server:
-    server = docker_registry(root)
-    config = root / "config.yml"
-    config.write_text(config.read_text().replace("127.0.0.1:0", f"127.0.0.1:{BEHIND}"))
-    return server
+class Kind(enum.StrEnum):
+    OURS = "ours"
+    ENGINE = "engine"  # that of a second daemon
+    DEBIAN = "debian"
 
 
 @contextlib.contextmanager
-def around(engine: Engine, make: Callable[[Path], Server], folder: Path) -> Iterator[Chaos]:
+def around(engine: Engine, kind: Kind, root: Path, own_engine: Any) -> Iterator[Chaos]:
     """A registry and the proxy in front of it, in the engine's box."""
-    server = make(folder)
-    server.port = BEHIND
-    server.words = ["nsenter", "-t", str(engine.box.holder), "-n", "-m", "--", *server.words]
-    server.start()
+    root.mkdir(exist_ok=True)
+    folder: Path | None = root / "data"
+    registry: Server | Engine
+    if kind is Kind.ENGINE:
+        config = root / "daemon.json"
+        config.write_text(json.dumps({"registry": {"listen": [f"127.0.0.1:{BEHIND}"]}}))
+        registry = own_engine(box=engine.box, bip="172.31.9.1/24", args=["--config-file", str(config)])
+        folder = registry.data_root / "registry"
+    elif kind is Kind.OURS:
+        registry = in_box(engine.box, ours(root))
+    else:
+        registry, folder = in_box(engine.box, docker_registry(root)), None
+        config = root / "config.yml"
+        config.write_text(config.read_text().replace("127.0.0.1:0", f"127.0.0.1:{BEHIND}"))
+    if isinstance(registry, Server):
+        registry.start()
     try:
         with CuttingProxy(engine.box, engine.root, port=PORT, target=BEHIND) as proxy:
-            yield Chaos(engine, server, proxy, random.Random(SEED))
+            yield Chaos(engine, registry, folder, proxy, random.Random(SEED))
     finally:
-        server.kill()
+        if isinstance(registry, Server):
+            registry.kill()
+
+
+def in_box(box: Box, server: Server) -> Server:
+    server.port = BEHIND
+    server.words = ["nsenter", "-t", str(box.holder), "-n", "-m", "--", *server.words]
+    return server
 
 
 @pytest.mark.timeout(120 + KILLS * 30)
-@pytest.mark.parametrize("make", [ours, of_debian], ids=["ours", "debian"])
+@pytest.mark.parametrize("kind", Kind)
 def test_what_breaks_off_and_is_tried_again_ends_with_the_same_bytes(
-    make: Callable[[Path], Server], own_engine: Any, tmp_path: Path
+    kind: Kind, own_engine: Any, tmp_path: Path
 ) -> None:
     print(f"WHERRY_TEST_SEED={SEED}")
-    engine: Engine = own_engine()
-    (tmp_path / "registry").mkdir()
-    with around(engine, make, tmp_path / "registry") as chaos:
+    with around(own_engine(), kind, tmp_path / "registry", own_engine) as chaos:
         origins = []
         while chaos.hits.total() < KILLS:
             assert len(origins) <= KILLS, f"too few of them are hit: {chaos.hits}"
@@ -361,7 +383,7 @@ def harbour(own_engine: Any, tmp_path: Path) -> Iterator[Chaos]:
     engine.stop()
     with on_tmpfs(engine.box, folder / "data"), on_tmpfs(engine.box, engine.data_root):
         engine.start()
-        with around(engine, ours, folder) as chaos:
+        with around(engine, Kind.OURS, folder, own_engine) as chaos:
             yield chaos
         engine.stop()
     engine.start()
@@ -389,14 +411,14 @@ def full(harbour: Chaos, tmp_path: Path) -> tuple[Chaos, Origin, Origin]:
     before, what = (origin(harbour.choose, number, tmp_path / f"layout{number}") for number in range(2))
     harbour.push(before)
     harbour.engine.docker("load", input=what.archive)
-    leave(harbour.engine.box, harbour.registry.root / "data", 0)
+    leave(harbour.engine.box, harbour.folder, 0)
     return harbour, before, what
 
 
 def test_a_push_goes_on_by_itself_when_the_registry_gets_room(full: tuple[Chaos, Origin, Origin]) -> None:
     chaos, before, what = full
     for room in ROOMS if KILLS >= RELEASE else ():
-        leave(chaos.engine.box, chaos.registry.root / "data", room)
+        leave(chaos.engine.box, chaos.folder, room)
         refused(chaos, "push", chaos.name(what))  # half a minute later: it is tried again first
         assert Api(chaos.proxy.socket).request("GET", f"/v2/{what.name}/manifests/{what.tag}").status == 404
         chaos.registry_has(before)
@@ -405,7 +427,7 @@ def test_a_push_goes_on_by_itself_when_the_registry_gets_room(full: tuple[Chaos,
     assert client.stdout is not None
     while b"Retrying in " not in (line := client.stdout.readline()):
         assert line, client.communicate()
-    free(chaos.engine.box, chaos.registry.root / "data")
+    free(chaos.engine.box, chaos.folder)
     _, err = client.communicate(timeout=60)
     assert client.returncode == 0, err
     for each in (before, what):
