@@ -185,6 +185,20 @@ def test_uploads_at_the_same_time_do_not_outwit_the_quota(tmp_path: Path) -> Non
         assert "repository x holds 600 of 1000 bytes, 600 more do not fit" in refused.body.decode()
 
 
+def test_mounting_does_not_outwit_the_quota_either(tmp_path: Path) -> None:
+    big = make([{"a": os.urandom(3000)}])
+    with running(serving(tmp_path, quota={"repositories": {"x": "1k"}})) as server, server.client() as client:
+        push(server, "y", "t", big)
+        for name in big.blobs:
+            assert client.request("POST", f"/v2/x/blobs/uploads/?mount={name}&from=y").status == 201
+        refused = client.request("PUT", "/v2/x/manifests/t", big.manifest, {"Content-Type": big.media_type})
+        assert (refused.status, refused.codes) == (403, ["DENIED"])
+        assert f"repository x holds {sum(map(len, big.blobs.values()))} of 1000 bytes" in refused.body.decode()
+        for name in big.blobs:
+            assert client.request("DELETE", f"/v2/x/blobs/{name}").status == 202, "what is full can be emptied"
+        push(server, "x", "t", ONE)
+
+
 @pytest.fixture
 def receiver() -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Where it listens, and the events it got."""

@@ -48,6 +48,15 @@ async def test_the_right_password_is_taken_and_no_other(htpasswd: Path):
             await passwords.check(user, password, address="b")
 
 
+async def test_a_right_password_ends_the_count_of_wrong_ones(htpasswd: Path):
+    passwords = Passwords(htpasswd)
+    for user in ("ann", "bob"):
+        for _ in range(FAILURES - 1):
+            with pytest.raises(Problem, match="incorrect"):
+                await passwords.check(user, "guess", address="a")
+        await passwords.check(user, {"ann": "secret", "bob": "hidden"}[user], address="a")
+
+
 async def test_a_changed_file_counts_at_once(htpasswd: Path):
     passwords = Passwords(htpasswd)
     await passwords.check("ann", "secret", address="a")

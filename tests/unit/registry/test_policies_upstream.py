@@ -17,8 +17,11 @@ from harness.descriptors import descriptors
 from imagekit.making import digest, index, make
 from imagekit.pushing import Pusher
 from wherry.aio import Background, settle
+from wherry.distribution.config import RegistryConfig
 from wherry.errors import InvalidParameter
+from wherry.registry.cache.relay import Connections
 from wherry.registry.cache.upstream import UpstreamConfig, check
+from wherry.registry.cache.upstream import make as make_upstream
 from wherry.registry.catalog import put_tag
 from wherry.registry.config import Config
 from wherry.registry.folder import FolderStore, open_folder
@@ -408,6 +411,19 @@ async def test_a_client_that_leaves_does_not_stop_the_download_for_others(world:
     first.cancel()
     world.origin.hold.set()
     assert await second == (200, ONE.layers[0])
+
+
+async def test_a_connection_in_use_is_closed_by_its_last_user(world: World):
+    upstream = make_upstream("hub", UpstreamConfig(url=world.upstream.base), RegistryConfig())
+    connections = Connections()
+    before = descriptors()
+    async with connections.use(upstream, "x"):
+        await connections.close(idle=60)
+        async with connections.use(upstream, "x"):
+            await connections.close()
+        assert descriptors() - before
+    await connections.close(idle=60)
+    assert not descriptors() - before
 
 
 async def test_stopping_in_the_middle_of_a_download_leaves_nothing_open(tmp_path: Path):
