@@ -91,7 +91,9 @@ _BROKEN = (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError, aiohttp.Clien
 
 def unreachable(method: str, url: str, exc: BaseException) -> Unreachable:
     found = Unreachable(f'{method.capitalize()} "{url}": {_reason(exc)}')
-    found.broken = isinstance(exc, _BROKEN) and not isinstance(exc, aiohttp.ClientConnectorError)
+    alert = _ALERT.search(str(exc))
+    settled = isinstance(exc, aiohttp.ClientConnectorError) or (alert and alert[1] in _WANTS_CERTIFICATE)
+    found.broken = isinstance(exc, _BROKEN) and not settled
     return found
 
 
@@ -123,11 +125,12 @@ def _reason(exc: BaseException) -> str:
 
 
 _ALERT = re.compile(r"\[SSL: \w*ALERT_(\w+)\]")  # in OpenSSL's words; its error number is no errno
+_WANTS_CERTIFICATE = ("BAD_CERTIFICATE", "CERTIFICATE_REQUIRED")
 
 
 def _alert(name: str) -> str:
     words = f"remote error: tls: {name.lower().replace('_', ' ')}"
-    if name not in ("BAD_CERTIFICATE", "CERTIFICATE_REQUIRED"):
+    if name not in _WANTS_CERTIFICATE:
         return words
     return f"{words}: the registry wants a certificate of its clients: put client.cert and client.key into its certs.d"
 
