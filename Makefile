@@ -1,4 +1,4 @@
-# install, demo, check, test, bench, clean: `make` says what each does.
+# install, demo, check, test, fuzz, bench, clean: `make` says what each does.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 VENV := .venv/bin
@@ -13,6 +13,7 @@ help:
 	@echo 'make test              everything: format, lint, types, contracts, unit, api, kernel and compat tests'
 	@echo 'make check             the part of it that takes less than a minute and needs no privilege'
 	@echo 'make format            format the code'
+	@echo 'make fuzz FUZZ=60      every reader of strangers'\'' bytes, fuzzed for so many seconds each'
 	@echo 'make bench             the same commands against Wherry and against Debian'\''s dockerd, side by side'
 	@echo 'make install           system packages, .venv and the launcher .venv/bin/wherry'
 	@echo 'make clean             remove what the above made in this folder'
@@ -40,6 +41,11 @@ format: install
 test: install-test check
 	$(ROOT) env WHERRY_TEST_REQUIRE=1 $(VENV)/pytest -q tests/kernel
 	$(ROOT) env WHERRY_TEST_REQUIRE=1 $(VENV)/pytest -q tests/compat
+
+FUZZ ?= 60
+fuzz: install
+	@$(VENV)/python -c 'import atheris' 2>/dev/null || $(VENV)/python -m pip install --quiet --disable-pip-version-check -e '.[fuzz]'
+	cd tests && ../$(VENV)/python -m fuzz $(FUZZ)
 
 bench:
 	@scripts/install bench

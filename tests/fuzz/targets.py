@@ -1,0 +1,209 @@
+"""What is fuzzed: by name, a function of bytes that returns, or raises what a person gets to read (WherryError).
+
+Anything else that comes out of it is a bug, and so is an `assert` that does not hold.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+from wherry.digest import Digest, of
+from wherry.distribution.auth import parse_challenges
+from wherry.errors import InvalidParameter, NotFound, WherryError
+from wherry.filters import parse as parse_filters
+from wherry.images.archives.contents import find_images
+from wherry.images.archives.spool import Archive, File
+from wherry.images.leases import Lease
+from wherry.reference import parse as parse_reference
+from wherry.spec.distribution import decode_auth
+from wherry.spec.image import (
+    Index,
+    Manifest,
+    decode_config,
+    decode_manifest,
+    decode_platform,
+    host_platform,
+    parse_platform,
+    parse_time,
+    runs_on,
+    select,
+)
+from wherry.storage.archive import TarReader, normalize, parse_pax, show
+from wherry.storage.compression import (
+    HEAD,
+    Compression,
+    Limits,
+    Source,
+    ZlibDecompressor,
+    decompress,
+    detect,
+    members,
+    pieces,
+)
+
+SHOWN = 1 << 20  # bytes of one member's content that are looked at; a sparse one may be endless
+
+Outcome = Sequence[tuple[object, ...]] | str
+
+
+def tar(data: bytes) -> None:
+    """Members are the same whatever the pieces in which the archive comes."""
+    whole, cut = _members([data]), _members([data[at : at + 100] for at in range(0, len(data), 100)])
+    assert whole == cut, (whole, cut)
+
+
+def _members(chunks: Sequence[bytes]) -> Outcome:
+    found: list[tuple[object, ...]] = []
+    try:
+        reader = TarReader(chunks, max_headers=1000)
+        for entry in reader:
+            assert b"\0" not in entry.name
+            assert entry.size >= 0
+            assert 0 <= entry.mode <= 0o7777
+            path: object
+            try:
+                path = normalize(entry.name)
+                assert not {b"..", b".", b""} & set(path.split(b"/")[:-1]), path
+            except InvalidParameter as exc:
+                path = exc.message
+            fields = (entry.kind, entry.mode, entry.uid, entry.gid, entry.size, entry.mtime, entry.link, entry.major)
+            content = b""
+            if entry.size <= SHOWN:
+                content = b"".join(reader.data())
+                assert len(content) == entry.size
+            elif entry.sparse is None:
+                for _ in reader.stored():
+                    pass
+            else:
+                for _ in islice(reader.data(), 4):
+                    pass
+            found.append((show(entry.name), path, *fields, dict(entry.xattrs), content))
+    except InvalidParameter as exc:
+        return exc.message
+    return found
+
+
+def pax(data: bytes) -> None:
+    for key, value in parse_pax(data, "archive").items():
+        assert key
+        assert isinstance(value, bytes)
+
+
+_TYPES = ("", "application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.v2+json")
+
+
+def manifest(data: bytes) -> None:
+    for media_type in _TYPES:
+        with contextlib.suppress(WherryError):
+            document = decode_manifest(data, media_type)
+            parts = [document.config, *document.layers] if isinstance(document, Manifest) else document.manifests
+            assert all(part.size >= 0 and part.digest.startswith("sha256:") for part in parts)
+            if isinstance(document, Index):
+                select(document, host_platform())
+
+
+def config(data: bytes) -> None:
+    found = decode_config(data)
+    assert isinstance(found.created_ns, int)
+    runs_on(found.platform, host_platform())
+
+
+def reference(data: bytes) -> None:
+    """A name that is accepted means the same when it is written down and read again, long or short."""
+    found = parse_reference(data.decode("utf-8", "surrogateescape"))
+    assert parse_reference(str(found)) == found
+    assert parse_reference(found.familiar) == found
+    found.tagged().with_digest(of(b""))
+
+
+def platform(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    parse_time(text)
+    with contextlib.suppress(WherryError):
+        runs_on(parse_platform(text), host_platform())
+    runs_on(decode_platform(text), host_platform())
+
+
+def compression(data: bytes) -> None:
+    """Two libraries that read gzip agree on what they both accept; nothing grows beyond its limits."""
+    limits = Limits(max_bytes=1 << 24)
+    first = _inflated(pieces(decompress(_reader(data)), limits, lambda: len(data)))
+    if detect(data[:HEAD]) is Compression.GZIP:
+        source = Source(b"", _reader(data))
+        plain = members(source, ZlibDecompressor, "archive", Compression.GZIP)
+        second = _inflated(pieces(plain, limits, lambda: len(data)))
+        assert first is None or second is None or first == second
+
+
+def _inflated(chunks: Iterator[bytes]) -> bytes | None:
+    try:
+        return b"".join(chunks)
+    except InvalidParameter:
+        return None
+
+
+def _reader(data: bytes) -> Callable[[int], bytes]:
+    at = 0
+
+    def read(size: int) -> bytes:
+        nonlocal at
+        piece = data[at : at + size]
+        at += len(piece)
+        return piece
+
+    return read
+
+
+def challenge(data: bytes) -> None:
+    for found in parse_challenges(data.decode("latin-1").split("\n")):
+        assert found.scheme == found.scheme.lower() != ""
+
+
+def auth(data: bytes) -> None:
+    decode_auth(data.decode("utf-8", "surrogateescape"))
+
+
+def filters(data: bytes) -> None:
+    parse_filters(data.decode("utf-8", "surrogateescape"))
+
+
+class _NoBlobs:
+    def size(self, blob: Digest) -> int:
+        raise NotFound(blob)
+
+
+def docker_archive(data: bytes) -> None:
+    """Documents of an archive: index.json, manifest.json and whatever they name, cut out of the input at NUL bytes."""
+    archive = Archive()
+    for name, content in zip(("index.json", "manifest.json", "a", "b"), data.split(b"\0"), strict=False):
+        if content:
+            archive.add(name, File(of(content), len(content), detect(content[:HEAD]), content))
+    with contextlib.suppress(WherryError):
+        for bundle in find_images(archive, _NoBlobs(), Lease(_NO_GUARD), held={}):  # type: ignore[arg-type]
+            assert bundle.images
+
+
+_NO_GUARD: object = None
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    function.__name__: function
+    for function in (
+        tar,
+        pax,
+        manifest,
+        config,
+        reference,
+        platform,
+        compression,
+        challenge,
+        auth,
+        filters,
+        docker_archive,
+    )
+}
+
+
+def run(name: str, data: bytes) -> None:
+    """One input: returns when the answer is one a person can read."""
+    with contextlib.suppress(WherryError):
+        TARGETS[name](data)
