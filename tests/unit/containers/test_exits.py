@@ -41,7 +41,7 @@ async def test_an_exit_is_recorded_told_and_tidied_up_after(world: LifeWorld) ->
     assert (state.status, state.exit_code, state.error) == (Status.EXITED, 7, "words")
     assert (state.pid, state.finished_at) == (0, NOW + 90 * 10**9)
     assert (container.endpoints, container.ports) == ((), ())
-    assert world.stored(container) == container
+    await until(lambda: world.stored(container) == container)
     assert world.live(container).ended.is_set()
     assert world.live(container).shim is None
     assert world.networks.connected == set()
@@ -123,7 +123,7 @@ async def test_an_automatic_removal_that_fails_is_told_to_who_waits(world: LifeW
     assert result.code == 9
     assert "busy" in (result.error or "")
     assert container.state.status is Status.DEAD
-    assert world.stored(container) == container
+    await until(lambda: world.stored(container) == container)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ async def test_on_failure_tries_so_often_and_gives_up(world: LifeWorld) -> None:
     assert len(world.shims.made) == 3
     assert delays == [FIRST_DELAY, 2 * FIRST_DELAY]
     assert (container.state.restart_count, container.state.exit_code) == (2, 1)
-    assert world.stored(container) == container
+    await until(lambda: world.stored(container) == container)
     assert world.actions() == ["create", *["start", "die"] * 3]
 
 
@@ -189,7 +189,7 @@ async def test_waiters_learn_of_an_exit_that_is_followed_by_a_restart(world: Lif
     await ends(world, container, 3)
     assert [(await waiter).code for waiter in waiters] == [3, 3]
     assert container.state.status is Status.RESTARTING
-    assert world.stored(container) == container
+    await until(lambda: world.stored(container) == container)
 
 
 async def test_a_restart_that_fails_ends_in_exited_and_tells_who_waits(world: LifeWorld) -> None:
@@ -201,7 +201,7 @@ async def test_a_restart_that_fails_ends_in_exited_and_tells_who_waits(world: Li
     assert result.error == "no more"
     await world.idle()
     assert (container.state.status, container.state.error) == (Status.EXITED, "no more")
-    assert world.stored(container) == container
+    await until(lambda: world.stored(container) == container)
     assert world.networks.connected == set()
 
 

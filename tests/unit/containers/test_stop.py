@@ -35,7 +35,7 @@ async def test_stop_asks_first(world: LifeWorld) -> None:
     assert world.shims.last.signals == [15]
     assert (container.state.status, container.state.exit_code) == (Status.EXITED, 143)
     assert container.state.stopped_by_user
-    assert world.stored(container) == container
+    await until(lambda: world.stored(container) == container)
     assert world.actions() == ["create", "start", "kill", "die", "stop"]
     assert world.networks.connected == set()
 
@@ -192,7 +192,7 @@ async def test_stopping_a_container_that_waits_for_its_restart_keeps_it_down(wor
     waiter = await register(world.deps, "web", "next-exit")
     await stop(world.deps, "web")
     assert (container.state.status, container.state.stopped_by_user) == (Status.EXITED, True)
-    assert world.stored(container) == container
+    await until(lambda: world.stored(container) == container)
     assert (await waiter).code == 1
     assert world.live(container).restart is None
     await world.idle()
