@@ -16,7 +16,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ AGAIN = 0.5  # share of later tries, and of network failures, that are hit again
 BESIDE = 0.3  # share of rounds with garbage collections going on
 DOWN = 1.5  # s that a registry is away, at most
 QUIET = 15  # s for what happens by itself
+SIZES = (9, 30_000, 900_000)  # bytes of the layers that no other image has
+BIG = SIZES[-1:]
 SMALL = 64  # MiB of a file system that becomes full
 RELEASE = 50  # hits: then everything is looked at that takes long
 ROOMS = (0, 900_000, 100_000) if KILLS >= RELEASE else (100_000,)  # bytes left there
@@ -64,12 +66,12 @@ class Origin:
     blobs: Mapping[str, bytes]
 
 
-def origin(choose: random.Random, number: int, folder: Path) -> Origin:
+def origin(choose: random.Random, number: int, folder: Path, *, sizes: Sequence[int] = SIZES) -> Origin:
     name, tag = f"chaos/{number % 3}", f"r{number}"
     shared = layer("shared", random.Random(SEED).randbytes(200_000))
     descriptors = []
     for architecture, compression in zip(PLATFORMS, ("gzip", "zstd"), strict=True):
-        own = [layer(f"{architecture}{n}", choose.randbytes(choose.choice((9, 30_000, 900_000)))) for n in range(2)]
+        own = [layer(f"{architecture}{n}", choose.randbytes(choose.choice(sizes))) for n in range(2)]
         image = images.Image(tags=[], layers=[images.busybox_layer(), shared, *own], architecture=architecture)
         descriptors.append(images.oci_manifest(folder, image, compression=compression))
     index = {"schemaVersion": 2, "mediaType": images.OCI_INDEX, "manifests": descriptors}
@@ -395,7 +397,7 @@ def harbour(own_engine: Any, tmp_path: Path) -> Iterator[Chaos]:
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_pull_without_room_says_so_and_works_once_there_is_some(harbour: Chaos, tmp_path: Path, room: int) -> None:
     chaos, box, data = harbour, harbour.engine.box, harbour.engine.data_root
-    what = origin(chaos.choose, 0, tmp_path / "layout")
+    what = origin(chaos.choose, 0, tmp_path / "layout", sizes=BIG)
     chaos.push(what)
     chaos.forget(what)
     leave(box, data, room)
@@ -411,13 +413,14 @@ def test_a_pull_without_room_says_so_and_works_once_there_is_some(harbour: Chaos
 @pytest.fixture
 def full(harbour: Chaos, tmp_path: Path) -> tuple[Chaos, Origin, Origin]:
     """The registry has an image, and no room for the other one that the engine has."""
-    before, what = (origin(harbour.choose, number, tmp_path / f"layout{number}") for number in range(2))
+    before, what = (origin(harbour.choose, n, tmp_path / f"layout{n}", sizes=BIG) for n in range(2))
     harbour.push(before)
     harbour.engine.docker("load", input=what.archive)
     leave(harbour.engine.box, harbour.folder, 0)
     return harbour, before, what
 
 
+@pytest.mark.timeout(300)
 def test_a_push_goes_on_by_itself_when_the_registry_gets_room(full: tuple[Chaos, Origin, Origin]) -> None:
     chaos, before, what = full
     for room in ROOMS if KILLS >= RELEASE else ():
