@@ -152,17 +152,18 @@ class ContentStore:
     def examine(self, blob: Digest, *, size: int | None = None, quick: bool = False) -> str:
         """What is wrong with the blob on disk: "" for nothing, "missing", "truncated" or "altered".
 
-        `size`: what it should be, if that is known. Its content is read only unless `quick`. Failed when it cannot be.
+        `size`: what it should be, if somebody said so. With `quick` its content is read only when it has another.
+        Failed when it cannot be read.
         """
         path = self.path(blob)
         try:
             with open(path, "rb", buffering=0) as file:
                 found = os.fstat(file.fileno()).st_size
-                if size is not None and found != size:
-                    return "truncated" if found < size else "altered"
-                if quick or hashlib.file_digest(file, "sha256").hexdigest() == digest.hex_part(blob):
+                if quick and size in (None, found):
                     return ""
-                return "altered"
+                if hashlib.file_digest(file, "sha256").hexdigest() == digest.hex_part(blob):
+                    return ""
+                return "truncated" if size is not None and found < size else "altered"
         except (FileNotFoundError, IsADirectoryError):
             return "missing"
         except OSError as exc:

@@ -278,3 +278,55 @@ def test_a_document_that_cannot_be_stored_leaves_nothing(tmp_path, step):
     with pytest.raises(Failed, match="No space left on device"):
         ContentStore(tmp_path, trace=full).write(DATA)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_blob_is_examined_by_its_content_whatever_size_was_said(store, tmp_path):
+    name = store.write(b"content")
+    path = store.path(name)
+    assert store.examine(name) == store.examine(name, size=7) == store.examine(name, quick=True) == ""
+    assert store.examine(name, size=9) == store.examine(name, size=9, quick=True) == ""  # somebody was wrong
+    path.chmod(0o600)
+    path.write_bytes(b"Content")
+    assert store.examine(name, size=7) == "altered"
+    assert store.examine(name, size=7, quick=True) == ""
+    path.write_bytes(b"conte")
+    assert store.examine(name, size=7) == store.examine(name, size=7, quick=True) == "truncated"
+    assert store.examine(name) == "altered"
+    path.write_bytes(b"content and more")
+    assert store.examine(name, size=7) == "altered"
+    path.unlink()
+    assert store.examine(name, size=7) == "missing"
+    path.mkdir()
+    assert store.examine(name) == "missing"
+
+
+def test_a_new_blob_that_is_not_committed_leaves_nothing(store, tmp_path):
+    with store.ingest_new("new") as ingest:
+        ingest.write(b"half")
+        assert store.unfinished() == list((tmp_path / "ingest").iterdir())
+        assert [store.is_left(path) for path in store.unfinished()] == [False]
+    assert store.unfinished() == []
+    with store.ingest("kept") as ingest:
+        ingest.write(b"half")
+    assert [store.is_left(path) for path in store.unfinished()] == [True]
+
+
+def test_a_directory_that_is_no_use_is_told_in_words(store, tmp_path):
+    import shutil
+
+    shutil.rmtree(tmp_path / "ingest")
+    with pytest.raises(Failed, match=r"cannot store the new layer: No such file or directory in .*/ingest"):
+        store.ingest_new("the new layer")
+    (tmp_path / "ingest").touch()
+    with pytest.raises(Failed, match=r"cannot store layer: Not a directory in .*/ingest"):
+        store.ingest("layer")
+    with pytest.raises(Failed, match=r"cannot keep images: .*ingest"):
+        ContentStore(tmp_path)
+
+
+def test_a_blob_is_deleted_unless_somebody_wants_it_in_that_moment(store):
+    name = store.write(b"content")
+    assert not store.delete(name, unless=lambda blob: blob == name)
+    assert store.has(name)
+    assert store.delete(name, unless=lambda blob: False)
+    assert not store.has(name)

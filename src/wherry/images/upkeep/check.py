@@ -345,6 +345,8 @@ class _Check:
     async def leftovers(self, owned: Callable[[], Collection[str]] | None) -> None:
         """What belongs to nobody. Files of writers are looked for only in a moment in which nobody writes."""
         deps = self._deps
+        if self._repair:
+            await settle(deps.content.expire)
         files = await settle(deps.content.unfinished)
         scratch = await settle(lambda: list(deps.work.iterdir()) if deps.work.exists() else [])
         keys = await settle(lambda: list(deps.snapshots.keys()))
