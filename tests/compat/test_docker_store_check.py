@@ -44,6 +44,7 @@ def test_what_is_wrong_in_a_store_in_use_is_told_and_mended(damaged: Engine) -> 
     whole(damaged)
     a_layer_under_a_running_container(damaged)
     leftovers(damaged)
+    a_blob_nobody_has(damaged)
 
 
 def whole(damaged: Engine) -> None:
@@ -112,3 +113,15 @@ def leftovers(damaged: Engine) -> None:
     assert {each["kind"] for each in check(damaged, "--repair")} == kinds
     assert check(damaged) == []
     damaged.docker("start", "mine")
+
+
+def a_blob_nobody_has(damaged: Engine) -> None:
+    """What was loaded from an archive has no registry to be fetched from; it still runs."""
+    digest = damaged.docker.json("image", "inspect", "busybox")[0]["Descriptor"]["digest"]
+    (damaged.box.path(damaged.data_root) / "blobs/sha256" / digest[7:]).unlink()
+    problems = check(damaged, "--repair", "--pull", code=1)
+    assert [(each["kind"], each["object"], each["repaired"]) for each in problems] == [("missing-blob", digest, False)]
+    assert problems[0]["remedy"] == "no registry is known to have it: load or build busybox:latest again"
+    damaged.docker("run", "--rm", "busybox", "true")
+    damaged.load(images.docker_archive([images.busybox()]))
+    assert check(damaged) == []

@@ -278,21 +278,26 @@ class ImageStore:
         self._refresh(bad.id)
 
     async def forget(self, image_id: ImageID) -> None:
-        """Drop the record of an unusable image, and the names that stand for nothing else."""
-        bad = self.unusable[image_id]
-        gone = [name for name in bad.names if name not in self._targets]
-        await finish(self._forget(Delete("images", image_id), *(Delete("tags", name) for name in gone)))
+        """Drop the record of an image that is still unusable, and the names that stand for nothing else."""
+        await finish(self._forget(image_id))
+
+    async def _forget(self, image_id: ImageID) -> None:
+        async with self._lock:
+            if (bad := self.unusable.get(image_id)) is None:
+                return
+            names = [name for name in bad.names if name not in self._targets]
+            await settle(self._state.write, Delete("images", image_id), *(Delete("tags", name) for name in names))
+            del self.unusable[image_id]
 
     async def forget_name(self, name: str) -> None:
-        """Drop the record of a name that is `lost`."""
-        await finish(self._forget(Delete("tags", name)))
+        """Drop the record of a name that is still `lost`."""
+        await finish(self._forget_name(name))
 
-    async def _forget(self, *changes: Delete) -> None:
+    async def _forget_name(self, name: str) -> None:
         async with self._lock:
-            await settle(self._state.write, *changes)
-            for change in changes:
-                self.unusable.pop(ImageID(change.key), None)
-                self.lost.pop(change.key, None)
+            if name in self.lost:
+                await settle(self._state.write, Delete("tags", name))
+                del self.lost[name]
 
     async def tag(self, name: str, reference: Reference) -> Image:
         """Let `reference` stand for all that `name` (a reference or an ID) stands for. Raises as `get`."""

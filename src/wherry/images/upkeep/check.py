@@ -195,39 +195,40 @@ class _Check:
     async def documents(self) -> None:
         """What is no image's: indexes and what came with them, and what a registry keeps here."""
         deps = self._deps
-        for target in deps.store.targets():
-            for digest in (target.descriptor.digest, *sorted(target.blobs)):
-                size = target.descriptor.size if digest == target.descriptor.digest else None
-                await self._blob(digest, size, target.default, target.name)
-        for root in deps.roots:
-            for digest in sorted(root()[0]):
+        targets, kept = deps.store.targets(), {digest for root in deps.roots for digest in root()[0]}
+        async with held(deps, "check") as lease:
+            await lease.protect(digests=kept.union(*({each.descriptor.digest, *each.blobs} for each in targets)))
+            for target in targets:
+                await self._blob(target.descriptor.digest, target.descriptor.size, target.default, target.name)
+                for digest in sorted(target.blobs):
+                    await self._blob(digest, None, target.default, target.name)
+            for digest in sorted(kept):
                 await self._blob(digest, None, None, "the registry")
 
     # --- blobs --------------------------------------------------------------------------------------------------------
 
     async def _blob(self, digest: Digest, size: int | None, image_id: ImageID | None, whose: str = "") -> None:
+        """One blob, which is leased. Nothing when it was seen already."""
         if digest in self._blobs:
             return
         content = self._deps.content
-        async with held(self._deps, "check") as lease:
-            await lease.protect(digests=[digest])
-            what = await settle(content.examine, digest, size=size, quick=self._quick)
-            if what and not self._needed(digest):
-                return  # removed meanwhile
-            self._blobs[digest] = not what
-            self.report.blobs += 1
-            if not what:
-                self.report.bytes += await settle(content.size, digest)
-                self._bar.show("Checking blobs", self.report.bytes, self._total)
-                return
-            image = self._deps.store.find(image_id) if image_id else None
-            detail = f"blob {digest} of {whose or (image.name if image else image_id)} is {what} on disk"
-            if not self._repair:
-                self._tell(_BLOBS[what], digest, detail, remedy=PULL if image and image.repo_digests else REPAIR)
-                return
-            how, why = await self._mend_blob(digest, image)
-            self._blobs[digest] = bool(how)
-            self._tell(_BLOBS[what], digest, detail + (how or why), remedy=_again(image), repaired=bool(how))
+        what = await settle(content.examine, digest, size=size, quick=self._quick)
+        if what and not self._needed(digest):
+            return  # removed meanwhile
+        self._blobs[digest] = not what
+        self.report.blobs += 1
+        if not what:
+            self.report.bytes += await settle(content.size, digest)
+            self._bar.show("Checking blobs", self.report.bytes, self._total)
+            return
+        image = self._deps.store.find(image_id) if image_id else None
+        detail = f"blob {digest} of {whose or (image.name if image else image_id)} is {what} on disk"
+        if not self._repair:
+            self._tell(_BLOBS[what], digest, detail, remedy=PULL if image and image.repo_digests else REPAIR)
+            return
+        how, why = await self._mend_blob(digest, image)
+        self._blobs[digest] = bool(how)
+        self._tell(_BLOBS[what], digest, detail + (how or why), remedy=_again(image), repaired=bool(how))
 
     def _needed(self, digest: Digest) -> bool:
         return digest in self._deps.store.live()[0] or any(digest in root()[0] for root in self._deps.roots)
