@@ -10,6 +10,7 @@ import collections
 import contextlib
 import enum
 import http.client
+import itertools
 import json
 import os
 import random
@@ -108,6 +109,7 @@ class Chaos:
     choose: random.Random
     calm: bool = False  # nothing is hit
     hits: collections.Counter[str] = field(default_factory=collections.Counter)  # by what was hit
+    events: Iterator[str] = field(default_factory=lambda: itertools.cycle(("daemon", "network", "registry", "network")))
     pushed: set[str] = field(default_factory=set)  # blobs
     said: collections.Counter[str] = field(default_factory=collections.Counter)  # the last line of a try that failed
 
@@ -163,7 +165,7 @@ class Chaos:
 
     def _try(self, direction: str, size: int, *args: str, hit: bool) -> bool:
         """Whether it went through; it must when it is not hit."""
-        event = self.choose.choice(("registry", "daemon", "network", "network")) if hit else ""
+        event = next(self.events) if hit else ""
         if event:
             self._order(event, direction, size)
         client = self.engine.docker.start(*args)
@@ -317,7 +319,7 @@ def around(engine: Engine, kind: Kind, root: Path, own_engine: Any) -> Iterator[
         registry.start()
     try:
         with CuttingProxy(engine.box, engine.root, port=PORT, target=BEHIND) as proxy:
-            yield Chaos(engine, registry, folder, proxy, random.Random(SEED))
+            yield Chaos(engine, registry, folder, proxy, random.Random(f"{SEED} {kind}"))
     finally:
         if isinstance(registry, Server):
             registry.kill()
