@@ -78,9 +78,9 @@ class Browser:
         return answer["result"].get("value")
 
     async def until(self, script: str) -> None:
-        """Wait until `script` is true."""
+        """Wait until there is a page and `script` is true of it."""
         async with asyncio.timeout(PATIENCE):
-            while not await self.evaluate(f"Boolean({script})"):  # noqa: ASYNC110 - the page tells nobody
+            while not await self.evaluate(f"Boolean(document.body && ({script}))"):  # noqa: ASYNC110 - the page tells nobody
                 await asyncio.sleep(0.02)
 
     async def text(self) -> str:
