@@ -51,12 +51,16 @@ class Stream:
         return False
 
     def readable(self) -> bool:
-        """Is there something to read at once, be it the end?"""
+        """Has an idle peer something to say, be it that this is the end? What it says may be lost."""
+        return self.arrived()
+
+    def arrived(self) -> bool:
+        """Can the socket be read without waiting?"""
         import select
 
         poll = select.poll()
         poll.register(self.socket.fileno(), select.POLLIN)
-        return self.pending() or bool(poll.poll(0))
+        return bool(poll.poll(0))
 
     def recv(self, size: int = RECEIVE) -> bytes:
         """Next bytes, b"" at the end."""

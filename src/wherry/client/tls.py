@@ -94,6 +94,23 @@ class TLSStream(Stream):
     def pending(self) -> bool:
         return self._tls.pending() > 0 or self._incoming.pending > 0
 
+    def readable(self) -> bool:
+        """Session tickets, which a server sends unasked after the handshake, are taken in: they are not for us."""
+        while True:
+            try:
+                self._tls.read(1)
+                return True
+            except ssl.SSLWantReadError:
+                self._flush()
+            except ssl.SSLError:
+                return True
+            if not self.arrived():
+                return False
+            try:
+                self._fill()
+            except OSError:
+                return True
+
     def recv(self, size: int = RECEIVE) -> bytes:
         while True:
             try:

@@ -481,7 +481,10 @@ class Tunnel:
         self.thread.start()
 
     def run(self) -> None:
-        client, _ = self.listener.accept()
+        try:
+            client, _ = self.listener.accept()
+        except OSError:
+            return  # closed, and nobody came
         client.settimeout(10)
         with client:
             while not self.asked.endswith(b"\r\n\r\n"):
@@ -502,18 +505,21 @@ class Tunnel:
                 target.sendall(data)
             target.shutdown(socket.SHUT_WR)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Tunnel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)
         self.thread.join(10)
         self.listener.close()
 
 
 def test_tls_goes_through_a_tunnel(secure: Callable[..., Fake], tmp_path: Path) -> None:
     fake = secure()
-    tunnel = Tunnel(fake.server.server_port)
-    environ = {"HTTPS_PROXY": f"http://{tunnel.address}"}
-    with Registry("r.example", None, insecure=True, certificates=str(tmp_path), environ=environ) as registry:
-        assert registry.get_manifest("a", "1").digest == DIGEST
-    tunnel.close()
+    with Tunnel(fake.server.server_port) as tunnel:
+        environ = {"HTTPS_PROXY": f"http://{tunnel.address}"}
+        with Registry("r.example", None, insecure=True, certificates=str(tmp_path), environ=environ) as registry:
+            assert registry.get_manifest("a", "1").digest == DIGEST
     assert tunnel.asked.startswith(b"CONNECT r.example:443 HTTP/1.1\r\nHost: r.example:443\r\n")
     assert fake.seen[0][2]["host"] == "r.example"
 
@@ -524,11 +530,10 @@ def test_a_proxy_that_lets_nobody_through() -> None:
         pytest.raises(RegistryError, match=r"^proxy 127\.0\.0\.1:1: Connection refused; a registry that"),
     ):
         registry.get_manifest("a", "1")
-    tunnel = Tunnel(0, b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
-    environ = {"HTTPS_PROXY": f"http://{tunnel.address}"}
-    with (
-        Registry("r.example", None, environ=environ) as registry,
-        pytest.raises(RegistryError, match=r"does not let through to r\.example:443: 403 Forbidden"),
-    ):
-        registry.get_manifest("a", "1")
-    tunnel.close()
+    with Tunnel(0, b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n") as tunnel:
+        environ = {"HTTPS_PROXY": f"http://{tunnel.address}"}
+        with (
+            Registry("r.example", None, environ=environ) as registry,
+            pytest.raises(RegistryError, match=r"does not let through to r\.example:443: 403 Forbidden"),
+        ):
+            registry.get_manifest("a", "1")

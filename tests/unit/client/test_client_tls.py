@@ -1,5 +1,6 @@
 """TLS that half-closes: the client says it is done and still hears the answer."""
 
+import select
 import shutil
 import socket
 import ssl
@@ -97,4 +98,24 @@ def test_without_verification_any_server_will_do(serve: Callable[..., Endpoint])
     stream = open_stream(endpoint)
     stream.close_write()
     assert stream.recv() == b"got 0"
+    stream.close()
+
+
+def test_session_tickets_are_nothing_to_read(serve: Callable[..., Endpoint]) -> None:
+    """An idle connection on which they came is as good as ever; one that was closed is not."""
+    end = threading.Event()
+
+    def script(secure: ssl.SSLSocket) -> None:
+        assert secure.version() == "TLSv1.3"
+        assert end.wait(10)
+
+    endpoint = serve(script)
+    endpoint.tls = TLSFiles(ca=None, cert=None, key=None, verify=False)
+    stream = open_stream(endpoint)
+    assert select.select([stream.fileno()], [], [], 10)[0]  # there they are
+    assert not stream.readable()
+    assert not stream.readable()
+    end.set()
+    assert select.select([stream.fileno()], [], [], 10)[0]
+    assert stream.readable()
     stream.close()
