@@ -8,7 +8,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from wherry.aio import finish, settle
 from wherry.digest import ChainID, DiffID, Digest, extend_chain, hex_part
@@ -27,7 +27,9 @@ from wherry.spec.image import (
     OCI_LAYER_ZSTD,
     Descriptor,
 )
-from wherry.storage.diff import Abort, Applied, apply_to
+from wherry.storage.diff import Abort, Applied, Verified, apply_to, verify_layer
+
+T = TypeVar("T")
 
 KNOWN_TYPES = frozenset(
     {
@@ -118,24 +120,39 @@ async def extract(
     def apply(file: BinaryIO, abort: Abort) -> Applied:
         return apply_to(deps.snapshots, key, file, media_type=blob.media_type, progress=progress, abort=abort)
 
-    with deps.content.open(blob.digest) as file, Abort() as abort:
-        work = asyncio.ensure_future(settle(apply, file, abort))
+    try:
+        applied = await _stoppable(deps, blob.digest, apply)
+    except Failed as exc:
+        raise Failed(f"cannot extract layer {blob.digest}: {exc.message}") from exc
+    for warning in applied.warnings:
+        log.warning("layer %s: %s", blob.digest, warning)
+    return applied.diff_id, applied.size
+
+
+async def verify(deps: Deps, layer: Layer, *, contents: bool) -> str:
+    """Why it is not certain that a committed layer is what its blob makes of it; "" when it is. Nothing is written."""
+
+    def work(file: BinaryIO, abort: Abort) -> Verified:
+        return verify_layer(deps.snapshots, layer.chain, file, contents=contents, abort=abort)
+
+    verified = await _stoppable(deps, layer.digest, work)
+    return verified.doubt if verified.diff_id == layer.diff_id else f"its blob holds {verified.diff_id}"
+
+
+async def _stoppable(deps: Deps, blob: Digest, call: Callable[[BinaryIO, Abort], T]) -> T:
+    """`call` in a thread, with the open blob; a cancellation stops it."""
+    with deps.content.open(blob) as file, Abort() as abort:
+        work = asyncio.ensure_future(settle(call, file, abort))
         try:
             await asyncio.wait({work})
         except asyncio.CancelledError:
             abort.set()
             await finish(_ended(work))
             raise
-        try:
-            applied = work.result()
-        except Failed as exc:
-            raise Failed(f"cannot extract layer {blob.digest}: {exc.message}") from exc
-    for warning in applied.warnings:
-        log.warning("layer %s: %s", blob.digest, warning)
-    return applied.diff_id, applied.size
+        return work.result()
 
 
-async def _ended(work: "asyncio.Future[Applied]") -> None:
+async def _ended(work: "asyncio.Future[T]") -> None:
     await asyncio.wait({work})
     work.exception()  # retrieved; what counts is that it was cancelled
 

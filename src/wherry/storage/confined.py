@@ -32,6 +32,7 @@ from wherry.storage import compression, jail
 from wherry.storage.archive import TarReader
 from wherry.storage.compression import Limits
 from wherry.storage.extract import Extractor, Whiteouts
+from wherry.storage.verify import Verifier
 
 NOBODY = 65534
 MEMORY_MAX = 1 << 30  # bytes of address space
@@ -57,6 +58,8 @@ class Order:
     below: int  # fd of the tree under the layer; -1 for none
     limits: Limits
     parent: int  # pid
+    verify: bool = False  # nothing is written: the tree is compared with the layer
+    contents: bool = True  # also what is in files
 
     def encode(self) -> str:
         return json.dumps(asdict(self))
@@ -109,23 +112,30 @@ def _run(order: Order) -> dict[str, object]:
     inflated = compression.decompress_as(kind, head, source.read, what="layer")
     bounded = compression.pieces(inflated, order.limits, lambda: source.consumed)
     reader = TarReader(ahead(hashed(ahead(bounded))), what="layer", max_headers=3 * order.limits.max_entries)
-    extractor = Extractor(
-        root,
-        whiteouts=order.whiteouts,
-        limits=order.limits,
-        below=order.below if order.below >= 0 else None,
-        confined=True,
-    )
-    extractor.extract(reader)
+    below = order.below if order.below >= 0 else None
+    answer = _verify(order, root, below, reader) if order.verify else _extract(order, root, below, reader)
     report({"consumed": source.consumed})
+    return {**answer, "diff_id": f"sha256:{hasher.hexdigest()}", "tar_size": total}
+
+
+def _extract(order: Order, root: int, below: int | None, reader: TarReader) -> dict[str, object]:
+    extractor = Extractor(root, whiteouts=order.whiteouts, limits=order.limits, below=below, confined=True)
+    extractor.extract(reader)
     return {
-        "diff_id": f"sha256:{hasher.hexdigest()}",
-        "tar_size": total,
         "size": extractor.size,
         "entries": extractor.entries,
         "warnings": extractor.warnings,
-        "opaque": [path.decode("latin-1") for path in extractor.opaque],
+        "opaque": _names(extractor.opaque),
     }
+
+
+def _verify(order: Order, root: int, below: int | None, reader: TarReader) -> dict[str, object]:
+    verifier = Verifier(root, whiteouts=order.whiteouts, below=below, contents=order.contents)
+    return {"doubt": verifier.verify(reader), "opaque": _names(verifier.opaque)}
+
+
+def _names(paths: Iterable[bytes]) -> list[str]:
+    return [path.decode("latin-1") for path in paths]
 
 
 class _Counted:
@@ -184,7 +194,8 @@ def confine(order: Order) -> int:
     except PermissionError as exc:
         raise NotSupported("layers are extracted in namespaces of their own, which needs CAP_SYS_ADMIN") from exc
     mount.make_rprivate("/")
-    mount.bind(order.root, order.root, flags=mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC)
+    access = mount.MS_RDONLY if order.verify else 0
+    mount.bind(order.root, order.root, flags=mount.MS_NOSUID | mount.MS_NODEV | mount.MS_NOEXEC | access)
     os.chdir(order.root)
     _enter_root()
     for limit, value in (

@@ -132,13 +132,82 @@ def apply_layer(
         limits=limits or Limits(),
         parent=os.getpid(),
     )
+    answer = _ask(order, blob, progress, abort, timeout=timeout, stall=stall)
+    _mark(snapshot, answer["opaque"])
+    warnings = answer["warnings"]
+    return Applied(
+        diff_id=DiffID(str(answer["diff_id"])),
+        size=_int(answer["size"]),
+        tar_size=_int(answer["tar_size"]),
+        entries=_int(answer["entries"]),
+        warnings=tuple(str(each) for each in warnings) if isinstance(warnings, list) else (),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    diff_id: DiffID
+    doubt: str  # "" when the layer is certainly what its blob makes of it
+
+
+def verify_layer(
+    snapshots: Snapshotter,
+    chain: ChainID,
+    blob: BinaryIO | int,
+    *,
+    contents: bool = True,
+    limits: Limits | None = None,
+    abort: Abort | None = None,
+) -> Verified:
+    """Compare the committed layer `chain` with its blob, entry by entry; nothing is written. Raises as `apply_layer`.
+
+    Only where a layer's directory holds that layer alone: on overlay, or at the base. See `verify.py` for doubts.
+    """
+    parent, tree = snapshots.parent(chain), snapshots.layer(chain)
+    with contextlib.ExitStack() as undo:
+        below = -1
+        if parent is not None:
+            below = open_detached(snapshots.view(parent))
+            undo.callback(os.close, below)
+        order = Order(
+            root=os.fspath(tree.absolute()),
+            whiteouts=snapshots.whiteouts if parent is not None else Whiteouts.APPLY,
+            below=below,
+            limits=limits or Limits(),
+            parent=os.getpid(),
+            verify=True,
+            contents=contents,
+        )
+        answer = _ask(order, blob, None, abort, timeout=APPLY_TIMEOUT, stall=STALL_TIMEOUT)
+    doubt, names = str(answer["doubt"]), answer["opaque"]
+    assert isinstance(names, list)
+    if not doubt and _opaque_directories(tree) != {name.encode("latin-1") for name in names}:
+        doubt = "other directories hide what is below them"
+    return Verified(DiffID(str(answer["diff_id"])), doubt)
+
+
+def _opaque_directories(tree: Path) -> set[bytes]:
+    with _directory(tree) as fd:
+        return {listing.path for listing in walk(fd) if _is_opaque(listing.fd)}
+
+
+def _ask(
+    order: Order,
+    blob: BinaryIO | int,
+    progress: Callable[[int], None] | None,
+    abort: Abort | None,
+    *,
+    timeout: float,
+    stall: float,
+) -> dict[str, object]:
+    """Let a confined process carry out `order`; its answer."""
     with _readable(blob) as source, tempfile.TemporaryFile() as complaints:
         child = subprocess.Popen(
             [sys.executable, "-I", "-S", "-c", _BOOT, json.dumps([p for p in sys.path if p]), order.encode()],
             stdin=source,
             stdout=subprocess.PIPE,
             stderr=complaints,
-            pass_fds=() if below is None else (below,),
+            pass_fds=() if order.below < 0 else (order.below,),
             env={"PATH": "/usr/bin:/bin", "PYTHONDONTWRITEBYTECODE": "1"},
             cwd="/",
         )
@@ -153,16 +222,8 @@ def apply_layer(
             complaints.seek(0)
             raise Failed(_explain(child.returncode, complaints.read()[-_STDERR:].decode(errors="replace")))
     if "error" in answer:
-        raise _error(answer, snapshot)
-    _mark(snapshot, answer["opaque"])
-    warnings = answer["warnings"]
-    return Applied(
-        diff_id=DiffID(str(answer["diff_id"])),
-        size=_int(answer["size"]),
-        tar_size=_int(answer["tar_size"]),
-        entries=_int(answer["entries"]),
-        warnings=tuple(str(each) for each in warnings) if isinstance(warnings, list) else (),
-    )
+        raise _error(answer, Path(order.root))
+    return answer
 
 
 def _error(answer: dict[str, object], snapshot: Path) -> WherryError:

@@ -304,7 +304,7 @@ class Extractor:
                 raise InvalidParameter(f"entry {show(entry.name)}: {show(name)} is no name of an extended attribute")
 
     def _bounded_times(self, entry: Entry) -> tuple[int, int]:
-        return (_bounded(entry.mtime),) * 2
+        return (bounded_time(entry.mtime),) * 2
 
     def _restore_times(self) -> None:
         for path, mtime in self._times.items():
@@ -313,7 +313,7 @@ class Extractor:
             except OSError:
                 continue  # replaced by a later entry
             try:
-                os.utime(fd, ns=(_bounded(mtime),) * 2)
+                os.utime(fd, ns=(bounded_time(mtime),) * 2)
             finally:
                 os.close(fd)
 
@@ -547,5 +547,6 @@ def is_whiteout(found: os.stat_result) -> bool:
     return stat.S_ISCHR(found.st_mode) and found.st_rdev == 0
 
 
-def _bounded(time: int) -> int:
+def bounded_time(time: int) -> int:
+    """ns, as far as a file system can be asked for."""
     return max(-_TIME_MAX, min(time, _TIME_MAX))

@@ -13,7 +13,7 @@ from wherry.storage.archive import Entry, Kind, show
 from wherry.storage.archive_writer import TarWriter
 
 # Attributes that belong to the file, not to the machine it is on: the others (labels, overlay's own) stay here.
-_XATTRS = ("user.", "security.capability")
+TRAVELLING = ("user.", "security.capability")
 _NOT_OURS = ("user.overlay.",)
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _KINDS = {
@@ -125,5 +125,5 @@ def kept_xattrs(fd: int) -> dict[bytes, bytes]:
     return {
         os.fsencode(name): os.getxattr(fd, name)
         for name in names
-        if name.startswith(_XATTRS) and not name.startswith(_NOT_OURS)
+        if name.startswith(TRAVELLING) and not name.startswith(_NOT_OURS)
     }

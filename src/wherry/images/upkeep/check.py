@@ -1,9 +1,10 @@
 """Store check: is everything there that the records name, unharmed, and nothing else? With `repair` it is mended.
 
-Blobs are hashed; each layer is extracted anew, beside, and its directory compared with that: entry by entry and, unless
-`quick`, byte by byte. A damaged layer is mended from its blob, a damaged blob from the layer when that gives the very
-bytes (it was made here), else from the registry the image came from (`fetch`). Everything goes on meanwhile: what is
-looked at is leased, and layers that containers run on are mended one file at a time.
+Blobs are hashed. Each layer's directory is compared with its blob, entry by entry and, unless `quick`, byte by byte, in
+a confined process; where that leaves a doubt, or a directory holds the layers below as well, the layer is extracted
+anew, beside, and the directories are compared. A damaged layer is mended from its blob, a damaged blob from the layer
+when that gives the very bytes (it was made here), else from the registry the image came from (`fetch`). Everything goes
+on meanwhile: what is looked at is leased, and layers that containers run on are mended one file at a time.
 
 Afterwards leftovers: blobs and layers that nothing needs, files of writers that are gone.
 """
@@ -18,7 +19,7 @@ from wherry.digest import ChainID, Digest
 from wherry.errors import Corrupt, WherryError
 from wherry.images.deps import Deps
 from wherry.images.garbage import EXTRACTION, collect_all, held, look
-from wherry.images.layers import extract
+from wherry.images.layers import extract, verify
 from wherry.images.making.convert import compression_of
 from wherry.images.progress import Bar, Progress
 from wherry.images.record import Image, ImageID, Layer, Unusable
@@ -303,6 +304,9 @@ class _Check:
     async def _compare(self, layer: Layer, parent: ChainID | None, what: str, whose: str) -> None:
         """`what`: what is known to be wrong with it."""
         deps = self._deps
+        alone = parent is None or deps.snapshots.whiteouts is Whiteouts.OVERLAY
+        if alone and not what and not await verify(deps, layer, contents=not self._quick):
+            return
         key = f"{EXTRACTION}check-{os.urandom(16).hex()}"
         blob = Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size)
         try:
