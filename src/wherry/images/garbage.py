@@ -57,7 +57,7 @@ def _stack(deps: Deps, chain: ChainID) -> list[ChainID]:
     while below is not None:
         try:
             parent = deps.snapshots.parent(below)
-        except NotFound:
+        except (NotFound, Corrupt):  # damaged: left to the store check
             break
         found.append(below)
         below = parent
@@ -73,8 +73,8 @@ async def _collect(
     be seen.
     """
     async with deps.leases.guard:
-        blobs = await settle(lambda: list(deps.content.walk() if digests is None else digests))
-        layers = await settle(lambda: list(deps.snapshots.chains() if chains is None else chains))
+        blobs = await settle(lambda: list(deps.content.walk())) if digests is None else list(digests)
+        layers = await settle(lambda: list(deps.snapshots.chains())) if chains is None else list(chains)
         keep_digests, keep_chains = deps.store.live()
         for needed_digests, needed_chains in (deps.leases.protected(), *(root() for root in deps.roots)):
             keep_digests |= needed_digests
@@ -94,10 +94,13 @@ def _sweep(deps: Deps, blobs: list[Digest], layers: list[ChainID], keep: set[Cha
             size = deps.content.size(blob)
         except NotFound:
             continue
-        if deps.leases.holds(blob) if not remove else not deps.content.delete(blob, unless=deps.leases.holds):
-            continue  # it is being stored anew at this moment
-        freed += size
-        gone.append(blob)
+        if remove:
+            wanted = not deps.content.delete(blob, unless=deps.leases.holds)
+        else:
+            wanted = deps.leases.holds(blob)
+        if not wanted:  # else it is being stored anew at this moment
+            freed += size
+            gone.append(blob)
     return Removed(gone, dead, freed)
 
 
