@@ -37,7 +37,7 @@ def tars() -> Iterator[bytes]:
 def seeds() -> Iterator[tuple[str, bytes]]:
     made = make([{"a": b"1"}], config={"Env": ["A=b"], "ExposedPorts": {"80/tcp": {}}, "Labels": {"x": "y"}})
     both = platforms()
-    yield from (("tar", data) for data in tars())
+    yield from ((name, data) for data in tars() for name in ("tar", "layer"))
     yield "pax", b"30 mtime=1700000000.123456789\n14 path=a/b/c\n25 GNU.sparse.offset=100\n26 GNU.sparse.numbytes=5\n"
     yield "manifest", made.manifest
     yield "manifest", make([{"a": b"1"}], form="docker", compression="zstd").manifest

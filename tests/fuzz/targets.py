@@ -4,8 +4,11 @@ Anything else that comes out of it is a bug, and so is an `assert` that does not
 """
 
 import contextlib
+import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 
 from wherry.digest import Digest, of
 from wherry.distribution.auth import parse_challenges
@@ -14,6 +17,7 @@ from wherry.filters import parse as parse_filters
 from wherry.images.archives.contents import find_images
 from wherry.images.archives.spool import Archive, File
 from wherry.images.leases import Lease
+from wherry.kernel.files import closing
 from wherry.reference import parse as parse_reference
 from wherry.spec.distribution import decode_auth
 from wherry.spec.image import (
@@ -29,6 +33,7 @@ from wherry.spec.image import (
     select,
 )
 from wherry.storage.archive import TarReader, normalize, parse_pax, show
+from wherry.storage.compare import differences
 from wherry.storage.compression import (
     HEAD,
     Compression,
@@ -40,6 +45,9 @@ from wherry.storage.compression import (
     members,
     pieces,
 )
+from wherry.storage.extract import Extractor, Whiteouts
+from wherry.storage.tree import remove_tree
+from wherry.storage.verify import Verifier
 
 SHOWN = 1 << 20  # bytes of one member's content that are looked at; a sparse one may be endless
 
@@ -81,6 +89,28 @@ def _members(chunks: Sequence[bytes]) -> Outcome:
     except InvalidParameter as exc:
         return exc.message
     return found
+
+
+def layer(data: bytes) -> None:
+    """Whatever a layer says, it becomes the same tree each time, and only the directory it goes to is touched."""
+    with tempfile.TemporaryDirectory(prefix="wherry-fuzz-") as scratch:
+        around = Path(scratch)
+        trees = [around / "x" / name for name in ("one", "other")]
+        for tree in trees:
+            tree.mkdir(parents=True)
+        (around / "canary").write_text("canary")
+        try:
+            for tree in trees:
+                with closing(os.open(tree, os.O_RDONLY | os.O_DIRECTORY)) as root:
+                    Extractor(root, whiteouts=Whiteouts.APPLY).extract(TarReader([data], max_headers=300))
+            assert list(differences(*trees, contents=False)) == []
+            with closing(os.open(trees[0], os.O_RDONLY | os.O_DIRECTORY)) as root:
+                Verifier(root, whiteouts=Whiteouts.APPLY, below=None, contents=True).verify(TarReader([data]))
+        finally:
+            assert sorted(os.listdir(around)) == ["canary", "x"]
+            assert sorted(os.listdir(around / "x")) == ["one", "other"]
+            assert (around / "canary").read_text() == "canary"
+            remove_tree(around / "x")
 
 
 def pax(data: bytes) -> None:
@@ -189,6 +219,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     function.__name__: function
     for function in (
         tar,
+        layer,
         pax,
         manifest,
         config,

@@ -1,5 +1,6 @@
 """Everything that fuzzing ever found worth keeping, read again."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from fuzz.targets import TARGETS, run
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_every_kept_input_is_answered_in_words(name: str):
+    if name == "layer" and os.geteuid():
+        pytest.skip("files of any owner are made by root only")
     inputs = sorted((CORPUS / name).iterdir())
     assert len(inputs) >= 3
     for path in inputs:
