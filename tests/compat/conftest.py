@@ -4,7 +4,7 @@ import contextlib
 import os
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pytest
 from harness import images
 from harness.box import Box
 from harness.engine import MIRROR, WHERRY, Cli, Engine, remove_root, short_root
+from harness.engines import EngineMaker, new_engine
 from harness.leaks import Before, Witness
 from harness.needs import ENGINE, missing, require_programs
 from harness.registry import Registry
@@ -20,17 +21,6 @@ from harness.registry import Registry
 HERE = Path(__file__).parent
 MODEL = 28  # major version of the docker CLI that `wherry` is compared with
 FD_SLACK = 8  # descriptors a daemon may have more at the end than after its first container
-
-EngineMaker = Callable[..., Engine]
-
-
-def new_engine(box: Box, root: Path, **kwargs: Any) -> Engine:
-    require_programs("docker", "nft", "nsenter", "unshare")
-    if ENGINE == "dockerd":
-        require_programs("dockerd")
-    elif not WHERRY.exists():
-        missing(str(WHERRY), "`make install` makes it")
-    return Engine(box, root, kind=ENGINE, **kwargs)
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from conftest import EngineMaker
 from harness import evil_registry, images, token_server
 from harness.box import Box
 from harness.engine import Cli, Engine
+from harness.engines import EngineMaker
 from harness.needs import require_programs
 from harness.registry import PASSWORD, USER, Registry
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from conftest import new_engine
 from harness import images
 from harness.box import Box
 from harness.engine import remove_root, short_root
+from harness.engines import new_engine
 from harness.leaks import Before, Witness
 from harness.needs import require_programs
 from harness.our_registry import DEBIAN, ENGINE, MUTUAL, OURS, SECRET, Client, Harbour, Kind

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import new_engine
 from harness import images
 from harness.box import Box
 from harness.engine import WHERRY, remove_root, short_root
+from harness.engines import new_engine
 from harness.leaks import Before, Witness
 from harness.needs import require_programs
 from harness.our_registry import ENGINE, Harbour, Kind
