@@ -405,8 +405,10 @@ class LifeWorld:
             await asyncio.sleep(0.001)
 
     def _busy(self) -> bool:
-        names = ("tidying", "restart")
-        return any(task.get_name().startswith(names) for task in asyncio.all_tasks() if not task.done())
+        """Somebody tidies up, restarts, or has an exit to record: who watches what still runs only waits."""
+        running = {f"exit of {each.id[:12]}" for each in self.deps.store if each.running}
+        names = {task.get_name() for task in asyncio.all_tasks() if not task.done()} - running
+        return any(name.startswith(("tidying", "restart", "exit of")) for name in names)
 
     async def close(self) -> None:
         for gate in self.steps.gates.values():
