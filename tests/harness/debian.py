@@ -14,13 +14,12 @@ from .engine import REPOSITORY
 from .images import PATH_ENV, Image
 
 CACHE = REPOSITORY / ".cache" / "debian"
-MIRROR = "http://deb.debian.org/debian"
 TAR = ["tar", "--xattrs", "--xattrs-include=*", "--numeric-owner", "--sort=name", "--format=posix"]
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")  # cap_net_bind_service=ep
 
 
 def host_mirror() -> str:
-    """Where this machine's apt gets Debian from."""
+    """Where this machine's apt gets Debian from; "" when it does not say."""
     for file in [*Path("/etc/apt").glob("sources.list"), *Path("/etc/apt/sources.list.d").glob("debian*")]:
         for line in file.read_text().splitlines():
             words = line.split()
@@ -28,7 +27,7 @@ def host_mirror() -> str:
                 found = next((word for word in words[1:] if word.startswith("http") and "security" not in word), "")
                 if found:
                     return found.rstrip("/")
-    return MIRROR
+    return ""
 
 
 def suite() -> str:
@@ -54,7 +53,7 @@ def _make() -> None:
         # In a mount and PID namespace of its own: what debootstrap mounts goes with it.
         own = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         done = subprocess.run(
-            [*own, "debootstrap", "--variant=minbase", suite(), str(root), host_mirror()],
+            [*own, "debootstrap", "--variant=minbase", suite(), str(root), *filter(None, [host_mirror()])],
             capture_output=True,
             text=True,
             check=False,

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from wherry.images.making.bootstrap import (
-    DEFAULT_MIRROR,
     DEFAULT_SUITE,
     apt_layer,
     build_busybox,
@@ -51,7 +50,7 @@ def etc(root: Path, *, identity: str = "debian", **files: str) -> Path:
         ({"lines": LINES}, "http://lines.example/debian"),
         ({"stanzas": DEB822}, "http://mirror.example/debian"),
         ({"lines": LINES, "stanzas": DEB822}, "http://lines.example/debian"),
-        ({}, DEFAULT_MIRROR),
+        ({}, ""),
     ],
 )
 def test_suite_and_mirror_are_the_machines(tmp_path: Path, files, mirror):
@@ -59,8 +58,8 @@ def test_suite_and_mirror_are_the_machines(tmp_path: Path, files, mirror):
 
 
 def test_another_distribution_gets_debians_defaults(tmp_path: Path):
-    assert find_suite(etc(tmp_path, identity="ubuntu", lines=LINES)) == (DEFAULT_SUITE, DEFAULT_MIRROR)
-    assert find_suite(tmp_path / "nowhere") == (DEFAULT_SUITE, DEFAULT_MIRROR)
+    assert find_suite(etc(tmp_path, identity="ubuntu", lines=LINES)) == (DEFAULT_SUITE, "")
+    assert find_suite(tmp_path / "nowhere") == (DEFAULT_SUITE, "")
 
 
 def test_trimming_takes_caches_and_what_tells_of_the_machine_and_nothing_else(tmp_path: Path):

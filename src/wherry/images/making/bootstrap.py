@@ -34,7 +34,6 @@ from wherry.storage.tree import remove_tree
 
 PATH = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_SUITE = "stable"
-DEFAULT_MIRROR = "http://deb.debian.org/debian"
 TIME = 3600  # seconds for debootstrap
 TOOL_TIME = 30  # seconds for a program that only has to answer
 KEPT_LINES = 20  # of a tool's output, shown when it fails
@@ -214,14 +213,16 @@ async def _debian(deps: Deps, lease: Lease, scratch: Path, progress: Progress) -
         raise Failed("debootstrap needs root")
     suite, mirror = find_suite(Path("/etc"))
     root = scratch / "rootfs"
-    command = ["debootstrap", "--variant=minbase", suite, os.fspath(root), mirror]
-    progress({"status": f"Running {' '.join(command[:2])} {suite} from {mirror}", "id": "debian"})
+    source = [mirror] if mirror else []
+    command = ["debootstrap", "--variant=minbase", suite, os.fspath(root), *source]
+    told = f"{suite} from {mirror}" if mirror else suite
+    progress({"status": f"Running {' '.join(command[:2])} {told}", "id": "debian"})
     await _run_apart(command, lambda line: progress({"status": line, "id": "debian"}))
     await settle(trim_debian, root)
     progress({"status": "Packing", "id": "debian"})
     base = await _tree_layer(deps, lease, root)
     top = await add_layer(deps, lease, lambda out: out(apt_layer()), parent=base.chain)
-    made = f"wherry image bootstrap debian ({' '.join(command[:3])} {mirror})"
+    made = f"wherry image bootstrap debian ({' '.join([*command[:3], *source])})"
     return await add_image(
         deps,
         lease,
@@ -237,12 +238,12 @@ async def _debian(deps: Deps, lease: Lease, scratch: Path, progress: Progress) -
 
 
 def find_suite(etc: Path) -> tuple[str, str]:
-    """Suite and mirror of this machine when it is Debian's, else the defaults."""
+    """Suite and mirror of this machine when it is Debian's; "" is debootstrap's own mirror."""
     release = _assignments(etc / "os-release")
     if release.get("ID") != "debian":
-        return DEFAULT_SUITE, DEFAULT_MIRROR
+        return DEFAULT_SUITE, ""
     suite = release.get("VERSION_CODENAME") or DEFAULT_SUITE
-    return suite, _find_mirror(etc / "apt", suite) or DEFAULT_MIRROR
+    return suite, _find_mirror(etc / "apt", suite) or ""
 
 
 def _assignments(path: Path) -> dict[str, str]:
