@@ -80,7 +80,7 @@ def test_push_tells_what_dockerd_tells(engine: Engine, docker: Cli, registry: Re
         assert steps[0] == "Preparing"
         assert set(steps) <= {"Preparing", "Converting", "Waiting", "Pushing", "Pushed"}
         assert steps[-1] == "Pushed"
-    assert engine.api.get(f"/images/{name}:1/json")["RepoDigests"] == [f"{name}@{digest}"]
+    assert f"{name}@{digest}" in engine.api.get(f"/images/{name}:1/json")["RepoDigests"]
 
 
 def test_the_cli_shows_the_same_lines_as_with_dockerd(engine: Engine, docker: Cli, registry: Registry) -> None:

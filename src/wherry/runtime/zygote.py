@@ -23,6 +23,7 @@ from wherry.runtime.shim import frames, monitor
 from wherry.runtime.shim.loop import Loop
 from wherry.runtime.shim.streams import Session
 
+LOOK = 5.0  # s between looks whether the daemon is still there
 _MESSAGE = 4096  # bytes
 _FDS = 2
 
@@ -38,6 +39,7 @@ def _lower_file_limit() -> None:
 
 def main() -> None:
     """Serve until the daemon is gone."""
+    daemon = os.getppid()
     sock = socket.socket(fileno=int(sys.argv[1]))
     process.set_name("wherry-zygote")
     process.close_fds(keep=[sock.fileno()])
@@ -51,8 +53,14 @@ def main() -> None:
     gc.disable()
     gc.freeze()  # what is there now is shared by all shims as long as nobody writes to it
     sock.send(b"ready")
+    sock.settimeout(LOOK)
     while True:
-        message, fds, _, _ = socket.recv_fds(sock, _MESSAGE, _FDS)
+        try:
+            message, fds, _, _ = socket.recv_fds(sock, _MESSAGE, _FDS)
+        except TimeoutError:
+            if os.getppid() != daemon:
+                return  # it was killed, and something it had begun still holds its end of the socket
+            continue
         if not message:
             return
         try:
