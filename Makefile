@@ -15,6 +15,8 @@ help:
 	@echo 'make format            format the code'
 	@echo 'make fuzz FUZZ=60      every reader of strangers'\'' bytes, fuzzed for so many seconds each'
 	@echo 'make bench             the same commands against Wherry and against Debian'\''s dockerd, side by side'
+	@echo 'make bench-images      pull, push, load and save of a large image, likewise'
+	@echo 'make bench-registry    our registry against docker-registry'
 	@echo 'make install           system packages, .venv and the launcher .venv/bin/wherry'
 	@echo 'make clean             remove what the above made in this folder'
 
