@@ -17,7 +17,6 @@ from wherry.api.tls import server_context
 from wherry.daemon.config import DEFAULT_HOST, Config, parse_command_line
 from wherry.daemon.engine import open_engine
 from wherry.daemon.lock import PidFile, RootLock
-from wherry.daemon.own_registry import open_registry
 from wherry.daemon.registries import registry_config
 from wherry.errors import WherryError
 
@@ -30,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
     """Run the daemon until it is told to stop; returns the exit code. Errors of configuration are said on stderr."""
     try:
         config, validate = parse_command_line(argv)
-        registry_config(config, os.environ)  # only its complaints are wanted, as early as the others
+        _check(config)
     except WherryError as exc:
         print(f"wherry daemon: {exc.message}", file=sys.stderr)
         return 1
@@ -45,6 +44,15 @@ def main(argv: Sequence[str]) -> int:
         log.error("failed to start daemon: %s", exc.message)
         return 1
     return 0
+
+
+def _check(config: Config) -> None:
+    """What other rooms find wrong with their part of the configuration: only their complaints are wanted, as early."""
+    registry_config(config, os.environ)
+    if config.registry is not None:
+        from wherry.registry.config import convert
+
+        convert(config.registry, "registry")
 
 
 def _set_up_logging(config: Config) -> None:
@@ -84,7 +92,10 @@ async def _run(config: Config) -> None:
         down.callback(pid_file.remove)
         engine = await open_engine(config)
         down.push_async_callback(engine.close)
-        await open_registry(config, engine, down)
+        if config.registry is not None:
+            from wherry.daemon.own_registry import open_registry  # much code, for who asks for it
+
+            await open_registry(config, engine, down)
         listening = await listeners.serve(routes.build(engine.services), places)
         down.push_async_callback(listening.stop, GRACE)
         for address in listening.addresses:
