@@ -334,8 +334,7 @@ class EngineStore:
         if not images:
             return False
         await settle(self._deps.content.write, raw.data)
-        for image in images:
-            await self._deps.store.put(image, references=references, target=raw.descriptor, blobs=others)
+        await self._deps.store.put_all(images, references=references, target=raw.descriptor, blobs=others)
         return True
 
     async def _keep_apart(self, repository: str, raw: Raw, named: Named, tag: str | None) -> None:
@@ -343,9 +342,8 @@ class EngineStore:
         for digest in named.blobs:
             await self._rest.link(repository, digest, await self.blob_size(repository, digest))
         await self._rest.put_manifest(repository, raw, tag=tag, complete=True)
-        target = self._deps.store.target(self._own(repository).with_tag(tag)) if tag else None
-        if target is not None:
-            await self._deps.store.remove(target.default, names=[target.name], record=False)
+        if tag:
+            await self._untag(self._own(repository).with_tag(tag).familiar)
 
     async def _hand_over(self, repository: str, tag: str | None) -> None:
         """What an image holds now needs no other hold; a tag has one meaning."""

@@ -67,13 +67,14 @@ def _stack(deps: Deps, chain: ChainID) -> list[ChainID]:
 async def _collect(
     deps: Deps, digests: Iterable[Digest] | None, chains: Iterable[ChainID] | None, *, remove: bool = True
 ) -> Removed:
-    """Of the candidates (None: of all) what nothing needs.
+    """Of the candidates (None: of all) what nothing needs; with them, documents that lost a name.
 
     Candidates are listed first, and what is needed is asked afterwards: whoever stores something says so before it can
     be seen.
     """
     async with deps.leases.guard:
-        blobs = await settle(lambda: list(deps.content.walk())) if digests is None else list(digests)
+        let_go = deps.store.let_go() if remove else set()
+        blobs = await settle(lambda: list(deps.content.walk())) if digests is None else list({*digests, *let_go})
         layers = await settle(lambda: list(deps.snapshots.chains())) if chains is None else list(chains)
         keep_digests, keep_chains = deps.store.live()
         for needed_digests, needed_chains in (deps.leases.protected(), *(root() for root in deps.roots)):

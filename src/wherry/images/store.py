@@ -40,6 +40,7 @@ class ImageStore:
         self._images: dict[ImageID, Image] = {}
         self._targets: dict[str, Target] = {}
         self._names: dict[ImageID, set[str]] = {}
+        self._let_go: set[Digest] = set()
         self.unusable: dict[ImageID, Unusable] = {}
         self._kept: set[Digest] = set()  # what names of unusable images need
         self.lost: dict[str, str] = {}  # names that stand for nothing that is here -> why
@@ -155,6 +156,11 @@ class ImageStore:
     def children(self, image_id: ImageID) -> list[Image]:
         """Images made here from `image_id`."""
         return [image for image in self._images.values() if image.parent == image_id]
+
+    def let_go(self) -> set[Digest]:
+        """Documents whose names went or were moved since it was asked last: perhaps nothing needs them any more."""
+        found, self._let_go = self._let_go, set()
+        return found
 
     def live(self) -> tuple[set[Digest], set[ChainID]]:
         """All blobs and all layers that some image or name needs."""
@@ -401,6 +407,8 @@ class ImageStore:
 
     def _drop(self, name: str) -> None:
         target = self._targets.pop(name, None)
+        if target is not None:
+            self._let_go |= {target.descriptor.digest, *target.blobs}
         for image_id in target.images if target else ():
             self._names[image_id].discard(name)
             self._refresh(image_id)

@@ -144,3 +144,15 @@ async def test_several_images_of_an_index_are_put_in_one_transaction(world: Worl
         assert [image.id for image in found.platforms("x")] == [HOST.id, OTHER.id]
         assert all("x:latest" in image.repo_tags for image in found.all())
     state.close()
+
+
+async def test_an_index_whose_name_moved_on_is_no_litter(world: World):
+    from wherry.images.garbage import collect, collect_all
+
+    await world.put(HOST, "x", index=INDEX)
+    await world.put(OTHER, "x", index=NEWER)
+    assert world.deps.content.has(digest(INDEX[0]))  # type: ignore[arg-type]
+    await collect(world.deps, digests=(), chains=())  # as every pull, load, tag and push ends
+    assert not world.deps.content.has(digest(INDEX[0]))  # type: ignore[arg-type]
+    assert world.deps.content.has(digest(NEWER[0]))  # type: ignore[arg-type]
+    assert not (await collect_all(world.deps)).digests

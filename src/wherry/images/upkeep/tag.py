@@ -15,9 +15,7 @@ async def tag(deps: Deps, name: str, *, repository: str, tag: str | None = None)
     reference = parse_repository(repository, tag)
     if reference.familiar_name == "sha256":
         raise InvalidParameter("refusing to create an ambiguous tag using digest algorithm as name")
-    old = deps.store.target(reference)
     image = await deps.store.tag(name, reference)
     deps.announce("tag", image, actor=image.id, name=reference.familiar)
-    if old is not None:
-        await collect(deps, digests={old.descriptor.digest, *old.blobs}, chains=())
+    await collect(deps, digests=(), chains=())  # the index the name had, when nothing else names it
     return image
