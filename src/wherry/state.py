@@ -30,6 +30,10 @@ TABLES = (
     "endpoints",  # container id -> addresses and ports held
     "volumes",  # volume name -> record
     "settings",  # engine id and the like
+    "builds",  # build id -> what is known of it (builder/records)
+    "build_cache",  # cache key -> what a step resulted in (builder/solve/cache.py)
+    "build_slots",  # place in a project -> what the step there was made from, to explain the next miss
+    "build_blobs",  # diffID -> descriptor of the blob made of a layer built here
     "registry_manifests",  # repository@digest -> what the registry knows of a manifest (registry/folder.py)
     "registry_tags",  # repository:tag -> digest
     "registry_blobs",  # repository@digest -> a blob visible there

@@ -1,0 +1,1 @@
+"""Build: a Dockerfile or an LLB definition becomes a graph, the graph becomes file trees, they become images."""

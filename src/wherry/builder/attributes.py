@@ -1,0 +1,1 @@
+"""BuildKit's frontend attributes, parsed into `Options`."""

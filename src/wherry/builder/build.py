@@ -1,0 +1,1 @@
+"""A build from options to results."""

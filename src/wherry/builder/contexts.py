@@ -1,0 +1,1 @@
+"""Directories into which clients send their files."""

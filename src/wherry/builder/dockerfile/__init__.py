@@ -1,0 +1,1 @@
+"""The Dockerfile language, and from it to the graph."""

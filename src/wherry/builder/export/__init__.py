@@ -1,0 +1,1 @@
+"""What becomes of results: images, archives, files, caches for elsewhere."""

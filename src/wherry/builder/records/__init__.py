@@ -1,0 +1,1 @@
+"""What remains of a build: its history, why steps ran."""

@@ -1,0 +1,1 @@
+"""From a graph to results: cache keys, the cache, what runs when."""

@@ -1,0 +1,1 @@
+"""Where trees come from: images, git, the web, archives."""

@@ -1,0 +1,1 @@
+"""The wire BuildKit clients speak: gRPC over connections taken over from HTTP."""
