@@ -1,1 +1,1 @@
-"""What remains of a build: its history, why steps ran."""
+"""What remains of a build: its record, its log, and why each of its steps ran."""
