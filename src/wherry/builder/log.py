@@ -24,6 +24,7 @@ class VertexEvent:
     cached: bool = False
     error: str = ""
     why: str = ""  # it was not found in the cache: "requirements.txt changed"
+    slot: str = ""  # the vertex's: which instruction of which stage this is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,6 +39,14 @@ class CacheTransfer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """One `--output`; its place among them is the number that `Client` knows its destination by."""
+
+    type: str  # image (moby is the same), docker, oci, local, tar
+    attributes: Mapping[str, str] = field(default_factory=dict)  # name, push, compression…, as BuildKit has them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     filename: str = "Dockerfile"
     context: str = ""  # URL of the main context (git, http, http://buildkit-session/id); "" = the local "context"
