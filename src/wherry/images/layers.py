@@ -76,6 +76,7 @@ async def unpack(
     await lease.protect(chains=[chain])
     async with deps.locks(("chain", chain)):  # the same layer twice at once is done once
         if await settle(deps.snapshots.has, chain):
+            await settle(deps.snapshots.sync)  # a build may have made it a moment ago
             return _layer(blob, chain, diff_id, await unpacked_size(deps, chain))
         return await _extract(deps, lease, blob, parent, diff_id, extracting)
 

@@ -42,7 +42,8 @@ from wherry.runtime.control import (
 )
 from wherry.runtime.filters import Filters
 from wherry.runtime.oci import RuntimeSpec
-from wherry.runtime.shim.requests import LogSpec, Size
+from wherry.runtime.shim.bundle import Bundle
+from wherry.runtime.shim.requests import LogSpec, Part, Size
 from wherry.runtime.zygote_client import Zygote
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ __all__ = [
     "ExecSpec",
     "Exit",
     "LogSpec",
+    "Part",
     "RuntimeSpec",
     "Shim",
     "ShimSpec",
@@ -70,6 +72,7 @@ class ShimSpec:
     id: str
     spec: Mapping[str, Any]  # OCI runtime spec; the shim fills in root, user and the sandbox's network namespace
     rootfs: Sequence[Mount]  # mounted one over the other
+    parts: Sequence[Part] = ()  # of other trees; the spec binds number n from `Shims.part(id, n)`
     runtime: RuntimeSpec
     log: LogSpec
     user: str = ""  # looked up in the rootfs
@@ -242,6 +245,10 @@ class Shims:
 
     def directory(self, container_id: str) -> Path:
         return self._root / container_id
+
+    def part(self, container_id: str, number: int) -> str:
+        """Where a container's shim puts a part of another tree."""
+        return Bundle(directory=str(self.directory(container_id))).part(number)
 
     async def start(self) -> None:
         """Bring the zygote up."""
@@ -436,7 +443,8 @@ def _remove(directory: Path) -> None:
 def _create_document(spec: ShimSpec) -> Document:
     return {
         "id": spec.id,
-        "rootfs": [{"type": each.type, "source": each.source, "options": each.options} for each in spec.rootfs],
+        "rootfs": _mount_documents(spec.rootfs),
+        "parts": [{"mounts": _mount_documents(part.mounts), "selector": part.selector} for part in spec.parts],
         "runtime": {"path": spec.runtime.path, "args": spec.runtime.args},
         "log": {**asdict(spec.log), "attrs": dict(spec.log.attrs)},
         "user": spec.user,
@@ -446,6 +454,10 @@ def _create_document(spec: ShimSpec) -> Document:
         "stdin_once": spec.stdin_once,
         "console_size": spec.console_size,
     }
+
+
+def _mount_documents(mounts: Sequence[Mount]) -> list[Document]:
+    return [{"type": each.type, "source": each.source, "options": each.options} for each in mounts]
 
 
 def _spec_document(spec: Mapping[str, Any]) -> Document:

@@ -82,11 +82,14 @@ class Snapshotter(Protocol):
     def upper(self, key: str) -> Path:
         """The directory that a layer is extracted into, and that a diff is read from."""
 
-    def commit(self, key: str, chain: ChainID) -> None:
-        """Turn a snapshot into the layer `chain`, atomically and durably.
+    def commit(self, key: str, chain: ChainID, *, durable: bool = True) -> None:
+        """Turn a snapshot into the layer `chain`, atomically and, unless told otherwise, durably.
 
         When the layer is there already the snapshot is removed. Corrupt when that layer has another parent.
         """
+
+    def sync(self) -> None:
+        """Make durable what was committed without being so: before anything is recorded that stands on it."""
 
     def remove(self, key: str) -> None:
         """Nothing happens when it is not there. Its files are deleted after the return."""
@@ -123,6 +126,8 @@ class DirectoryStore:
         self._trash = Trash(root / "removed")
         self._appearing = threading.Lock()
         self._parents: dict[ChainID, ChainID | None] = {}  # of committed layers: never changes while they exist
+        self._unsynced: set[ChainID] = set()
+        self._syncing = threading.Lock()
 
     # Layers
 
@@ -239,23 +244,40 @@ class DirectoryStore:
         """Make `diff` and what else the driver needs in the new snapshot `directory`."""
         raise NotImplementedError
 
-    def commit(self, key: str, chain: ChainID) -> None:
+    def commit(self, key: str, chain: ChainID, *, durable: bool = True) -> None:
         source, target = self.key_path(key), self.layer_path(chain)
         parent = self.parent_of_key(key)
         if not self.has(chain):
-            self._make_durable(key, source)
+            self._make_durable(key, source, sync=durable)
+            if not durable:
+                self._unsynced.add(chain)
             self._trace("rename")
             try:
                 if self._appear(source, target):
                     self._parents[chain] = parent
-                    self._trace("fsync directory")
-                    files.fsync_directory(self._layers)
+                    if durable:
+                        self._trace("fsync directory")
+                        files.fsync_directory(self._layers)
                     return
             except OSError as exc:
                 raise refused(f"cannot commit layer {chain}", exc, self._layers) from exc
         if self.parent(chain) != parent:
             raise Corrupt(f"layer {chain} stands on {self.parent(chain)}, not on {parent}")
         self.remove(key)
+        if durable:
+            self.sync()
+
+    def sync(self) -> None:
+        with self._syncing:
+            waiting = set(self._unsynced)
+            if not waiting:
+                return
+            try:
+                with files.closing(os.open(self._layers, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
+                    files.syncfs(fd)
+            except OSError as exc:
+                raise refused("cannot write layers to disk", exc, self._layers) from exc
+            self._unsynced -= waiting
 
     def _appear(self, source: Path, target: Path) -> bool:
         """False when another pull of the same layer was faster. A layer that lost its files makes room."""
@@ -268,16 +290,15 @@ class DirectoryStore:
                 return False
             return True
 
-    def _make_durable(self, key: str, source: Path) -> None:
+    def _make_durable(self, key: str, source: Path, *, sync: bool) -> None:
         try:
             self._trace("strip")
             self._strip(source)
+            if not sync:
+                return
             self._trace("sync")
-            fd = os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
+            with files.closing(os.open(source, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as fd:
                 files.syncfs(fd)  # a layer is thousands of files: one call for all of them
-            finally:
-                os.close(fd)
         except OSError as exc:
             raise refused(f"cannot write layer {key} to disk", exc, source) from exc
 

@@ -18,7 +18,7 @@ from wherry.kernel.process import Identity
 from wherry.runtime import oci
 from wherry.runtime.oci import Runtime
 from wherry.runtime.shim import frames
-from wherry.runtime.shim.bundle import Bundle, Process, below, complete, mount_rootfs, take_shm
+from wherry.runtime.shim.bundle import Bundle, Process, below, complete, mount_part, mount_rootfs, take_shm
 from wherry.runtime.shim.executable import examine
 from wherry.runtime.shim.frames import Document
 from wherry.runtime.shim.requests import Created, CreateRequest, describe, error_of
@@ -112,6 +112,8 @@ class Creation:
         request, bundle = self._request, self._bundle
         spec = request.spec
         mount_rootfs(bundle, request.rootfs)
+        for number, part in enumerate(request.parts):
+            mount_part(bundle, number, part.mounts, part.selector)
         complete(spec, bundle, user=request.user, group_add=request.group_add, netns=netns)
         if request.shm_of:
             take_shm(bundle, request.shm_of)

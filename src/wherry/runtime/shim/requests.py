@@ -38,11 +38,24 @@ class LogSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """A file or directory of a tree that is mounted for this container alone; the spec binds it from its path."""
+
+    mounts: tuple[Mount, ...]
+    selector: str = ""  # within the tree; "" = all of it
+
+    @classmethod
+    def read(cls, document: Mapping[str, object]) -> "Part":
+        return cls(mounts=_mounts(document["mounts"]), selector=cast(str, document["selector"]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CreateRequest:
     id: str
     spec: Spec
     shm_of: int  # pid of the container whose /dev/shm this one shares; 0 for one of its own
     rootfs: tuple[Mount, ...]
+    parts: tuple[Part, ...]
     user: str
     group_add: tuple[str, ...]
     tty: bool
@@ -54,20 +67,14 @@ class CreateRequest:
 
     @classmethod
     def read(cls, document: Document) -> "CreateRequest":
-        mounts = cast(Sequence[Mapping[str, object]], document["rootfs"])
+        parts = cast(Sequence[Mapping[str, object]], document.get("parts", ()))
         runtime = cast(Mapping[str, object], document["runtime"])
         return cls(
             id=cast(str, document["id"]),
             spec=Spec(**cast(dict[str, str], document["spec"])),  # type: ignore[arg-type]
             shm_of=cast(int, document.get("shm_of", 0)),
-            rootfs=tuple(
-                Mount(
-                    type=cast(str, each["type"]),
-                    source=cast(str, each["source"]),
-                    options=tuple(cast(Sequence[str], each["options"])),
-                )
-                for each in mounts
-            ),
+            rootfs=_mounts(document["rootfs"]),
+            parts=tuple(map(Part.read, parts)),
             user=cast(str, document["user"]),
             group_add=_strings(document["group_add"]),
             tty=bool(document["tty"]),
@@ -162,6 +169,17 @@ def chosen_streams(document: Document, *, tty: bool) -> frozenset[int]:
     """The output a client asked for, by `stdout` and `stderr`; a terminal has only one."""
     streams = {number for name, number in (("stdout", STDOUT), ("stderr", STDERR)) if document.get(name)}
     return frozenset({STDOUT} if tty and streams else streams)
+
+
+def _mounts(value: object) -> tuple[Mount, ...]:
+    return tuple(
+        Mount(
+            type=cast(str, each["type"]),
+            source=cast(str, each["source"]),
+            options=_strings(each["options"]),
+        )
+        for each in cast(Sequence[Mapping[str, object]], value)
+    )
 
 
 def _strings(value: object) -> tuple[str, ...]:
