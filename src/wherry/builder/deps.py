@@ -36,6 +36,7 @@ class Deps:
     background: Background
     settings: Settings
     locks: KeyedLock = field(default_factory=KeyedLock)
+    cache_users: dict[Path, int] = field(default_factory=dict)  # steps by the directory of a cache mount
 
     @property
     def snapshots(self) -> Snapshotter:
