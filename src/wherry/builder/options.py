@@ -52,7 +52,9 @@ class Options:
     context: str = ""  # URL of the main context (git, http, http://buildkit-session/id); "" = the local "context"
     context_subdirectory: str = ""
     dockerfile_local: str = "dockerfile"  # the local directory that has the Dockerfile
+    local_dockerfile: bool = False  # it is in `dockerfile_local` even when the context is a URL
     context_local: str = "context"
+    inputs: Mapping[str, Output] = field(default_factory=dict)  # trees given; `context`, `dockerfile`: for those locals
     sessions: Mapping[str, str] = field(default_factory=dict)  # local name -> session that has it
     shared_keys: Mapping[str, str] = field(default_factory=dict)  # local name -> hint
     contexts: Mapping[str, NamedContext] = field(default_factory=dict)
