@@ -5,7 +5,7 @@ VENV := .venv/bin
 # Kernel and compat tests, the demo and the benchmark make namespaces and mounts: as another user than root, by sudo.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
 
-.PHONY: help install install-test demo check format test bench bench-images bench-registry clean
+.PHONY: help install install-test demo check format test proto bench bench-images bench-registry clean
 
 help:
 	@echo 'make demo              set the machine up, start a daemon, run a container, show every step, clean up'
@@ -43,6 +43,10 @@ format: install
 test: install-test check
 	$(ROOT) env WHERRY_TEST_REQUIRE=1 $(VENV)/pytest -q tests/kernel
 	$(ROOT) env WHERRY_TEST_REQUIRE=1 $(VENV)/pytest -q tests/compat
+
+# After a change of bk.proto; its output is committed.
+proto: install
+	$(VENV)/python -m grpc_tools.protoc -Isrc/wherry/buildkit --python_out=src/wherry/buildkit --pyi_out=src/wherry/buildkit bk.proto
 
 FUZZ ?= 60
 fuzz: install
