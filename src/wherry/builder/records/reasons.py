@@ -65,11 +65,11 @@ def _values(word: str, before: Ingredients, now: Ingredients) -> list[str]:
     for key in _changed(f"{word} ", before, now):
         old, new = before.get(key), now.get(key)
         if old is None:
-            found.append(f"{key} was added")
+            found.append(f"{printable(key)} was added")
         elif new is None:
-            found.append(f"{key} was removed")
+            found.append(f"{printable(key)} was removed")
         else:
-            found.append(f"{key} {_value(old)}→{_value(new)}")
+            found.append(f"{printable(key)} {_value(old)}→{_value(new)}")
     return found
 
 
@@ -137,7 +137,8 @@ def _changed(beginning: str, before: Ingredients, now: Ingredients) -> list[str]
 
 
 def _short(digest: str) -> str:
-    return f"{digest[:SHORT_DIGEST]}…" if len(digest) > SHORT_DIGEST else digest
+    shown = printable(digest)
+    return f"{shown[:SHORT_DIGEST]}…" if len(shown) > SHORT_DIGEST else shown
 
 
 def _value(text: str) -> str:
