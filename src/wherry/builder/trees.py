@@ -44,6 +44,7 @@ class Directory:
     path: Path
     identity: str  # a name for exactly this content; "" when it must be computed for the part that is used
     checksums: Mapping[str, str] = field(default_factory=dict)  # of files known already: relative path -> digest
+    newest: int = -1  # ns; the youngest file's time, -1 = not known
 
 
 Result = Tree | Directory
