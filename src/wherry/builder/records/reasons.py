@@ -4,7 +4,7 @@ The solver keeps for every place of a project (`Vertex.slot`) the ingredients of
 
     command            the instruction, variables replaced
     base               digest of the image it begins from
-    parent[ <name>]    identity of what the step before it resulted in ("parent step 2")
+    parent[ <name>]    identity of what the step before it resulted in ("parent step 2"), or number of the input
     ARG <name>         value of a build argument it sees
     ENV <name>         value of a variable
     file <path>        checksum of a file it takes
@@ -23,6 +23,7 @@ SHORT_DIGEST = len("sha256:") + 12
 FIRST = "first build of this step"
 GONE = "its result is not in the cache any more"
 UNCACHED = "--no-cache"
+BEFORE = "the step before it changed"
 
 Ingredients = Mapping[str, str]
 
@@ -110,8 +111,8 @@ def _parents(before: Ingredients, now: Ingredients) -> list[str]:
     for key, value in now.items():
         if _is_parent(key) and value not in known:
             name = key.removeprefix("parent").strip()
-            found.append(f"{printable(name)} before it changed" if name else "what it stands on changed")
-    return found
+            found.append(f"{printable(name)} before it changed" if name and not name.isdigit() else BEFORE)
+    return list(dict.fromkeys(found))
 
 
 def _others(before: Ingredients, now: Ingredients) -> list[str]:
