@@ -84,6 +84,7 @@ class GitSource:
     auth_token_secret: str = "GIT_AUTH_TOKEN"
     auth_header_secret: str = "GIT_AUTH_HEADER"
     ssh: str = ""  # id of the ssh agent to offer; "" = none
+    known_ssh_hosts: str = ""  # lines of a known_hosts file; "": a host's key is trusted at the first sight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,9 +1,9 @@
-"""Downloading what a URL names, as a stream: what `docker import http://…` reads.
+"""Downloading what a URL names, as a stream: what `docker import http://…` and builds read.
 
 Any size; redirects are followed as browsers do; certificates and proxies are those of the registries' configuration.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -45,6 +45,17 @@ def complete(url: str) -> str:
     return urlunsplit(parts._replace(fragment=""))
 
 
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server answered, whatever its status, but for redirects, which were followed."""
+
+    status: int
+    headers: Mapping[str, str]  # in any case of letters
+    url: str  # where it came from in the end
+    size: int | None  # bytes, when the server says
+    chunks: AsyncIterator[bytes]
+
+
 @asynccontextmanager
 async def open_download(config: RegistryConfig, url: str) -> AsyncIterator[Download]:
     """Ask for `url` (see `complete`); the body is read by the caller.
@@ -53,6 +64,32 @@ async def open_download(config: RegistryConfig, url: str) -> AsyncIterator[Downl
     Failed.
     """
     shown = masked(url)
+    async with _followed(config, "GET", url, {}) as response:
+        if response.status >= 400:
+            raise await _refusal(shown, response)
+        if response.status != 200:
+            raise Failed(f"GET {shown}: the server answered {_phrase(response.status)} instead of a file")
+        yield Download(shown, response.content_length, stream(response))
+
+
+@asynccontextmanager
+async def ask(
+    config: RegistryConfig, url: str, *, method: str = "GET", headers: Mapping[str, str] | None = None
+) -> AsyncIterator[Answer]:
+    """Ask for `url` (see `complete`) with `headers`; Authorization goes to the first host only.
+
+    Raises Unreachable; Failed for too many redirects.
+    """
+    async with _followed(config, method, url, headers or {}) as response:
+        yield Answer(response.status, response.headers, str(response.url), response.content_length, stream(response))
+
+
+@asynccontextmanager
+async def _followed(
+    config: RegistryConfig, method: str, url: str, headers: Mapping[str, str]
+) -> AsyncIterator[aiohttp.ClientResponse]:
+    shown = masked(url)
+    origin = urlsplit(url)[:2]
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIME, sock_read=IDLE_TIME)
     async with aiohttp.ClientSession(
         timeout=timeout,
@@ -61,30 +98,35 @@ async def open_download(config: RegistryConfig, url: str) -> AsyncIterator[Downl
         headers={"User-Agent": config.user_agent, "Accept-Encoding": "identity"},
     ) as session:
         for _ in range(MAX_REDIRECTS + 1):
-            async with await _get(config, session, url) as response:
+            if urlsplit(url)[:2] != origin:
+                headers = {name: value for name, value in headers.items() if name.lower() != "authorization"}
+            async with await _get(config, session, method, url, headers) as response:
                 if response.status in REDIRECTS and "Location" in response.headers:
                     url = complete(urljoin(url, response.headers["Location"]))
                     continue
-                if response.status >= 400:
-                    raise await _refusal(shown, response)
-                if response.status != 200:
-                    raise Failed(f"GET {shown}: the server answered {_phrase(response.status)} instead of a file")
-                yield Download(shown, response.content_length, stream(response))
+                yield response
                 return
-    raise Failed(f'Get "{shown}": stopped after {MAX_REDIRECTS} redirects')
+    raise Failed(f'{method.capitalize()} "{shown}": stopped after {MAX_REDIRECTS} redirects')
 
 
-async def _get(config: RegistryConfig, session: aiohttp.ClientSession, url: str) -> aiohttp.ClientResponse:
+async def _get(
+    config: RegistryConfig, session: aiohttp.ClientSession, method: str, url: str, headers: Mapping[str, str]
+) -> aiohttp.ClientResponse:
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     endpoint = Endpoint(base=f"{parts.scheme}://{host}", host=host)
     context = await settle(tls, config, endpoint) if parts.scheme == "https" else True
     try:
-        return await session.get(
-            URL(url), allow_redirects=False, proxy=config.proxy(endpoint, url), ssl=context if context else True
+        return await session.request(
+            method,
+            URL(url),
+            headers=headers,
+            allow_redirects=False,
+            proxy=config.proxy(endpoint, url),
+            ssl=context if context else True,
         )
     except NETWORK_ERRORS as exc:
-        raise unreachable("Get", masked(url), exc) from exc
+        raise unreachable(method.capitalize(), masked(url), exc) from exc
 
 
 async def _refusal(shown: str, response: aiohttp.ClientResponse) -> WherryError:
