@@ -51,6 +51,8 @@ class MemorySnapshots:
     def commit(self, key: str, chain: ChainID) -> None:
         self.layers[chain] = self.rw.pop(key)
 
+    def sync(self) -> None: ...
+
     def remove(self, key: str) -> None:
         self.rw.pop(key, None)
 
