@@ -58,6 +58,7 @@ class Order:
     below: int  # fd of the tree under the layer; -1 for none
     limits: Limits
     parent: int  # pid
+    owner: tuple[int, int] | None = None  # in place of the entries' own
     verify: bool = False  # nothing is written: the tree is compared with the layer
     contents: bool = True  # also what is in files
 
@@ -69,7 +70,13 @@ class Order:
         found: dict[str, Any] = json.loads(text)
         whiteouts = found.pop("whiteouts")
         limits = Limits(**found.pop("limits"))
-        return cls(**found, limits=limits, whiteouts=Whiteouts(whiteouts) if whiteouts else None)
+        owner = found.pop("owner")
+        return cls(
+            **found,
+            limits=limits,
+            whiteouts=Whiteouts(whiteouts) if whiteouts else None,
+            owner=(owner[0], owner[1]) if owner else None,
+        )
 
 
 def main() -> None:
@@ -119,7 +126,9 @@ def _run(order: Order) -> dict[str, object]:
 
 
 def _extract(order: Order, root: int, below: int | None, reader: TarReader) -> dict[str, object]:
-    extractor = Extractor(root, whiteouts=order.whiteouts, limits=order.limits, below=below, confined=True)
+    extractor = Extractor(
+        root, whiteouts=order.whiteouts, limits=order.limits, below=below, owner=order.owner, confined=True
+    )
     extractor.extract(reader)
     return {
         "size": extractor.size,

@@ -110,6 +110,7 @@ def apply_layer(
     limits: Limits | None = None,
     whiteouts: Whiteouts | None = Whiteouts.OVERLAY,
     below: int | None = None,
+    owner: tuple[int, int] | None = None,
     progress: Callable[[int], None] | None = None,
     abort: Abort | None = None,
     timeout: float = APPLY_TIMEOUT,
@@ -118,8 +119,8 @@ def apply_layer(
     """Extract the layer `blob`, compressed or not, into the directory `snapshot`; verify nothing but its form.
 
     `blob` is read from where it stands (a binary file, unbuffered if it has an fd; or an fd). `progress` is told the
-    compressed bytes consumed, some ten times a second. On any failure the directory holds a part of the layer and can
-    be removed. Raises InvalidParameter for a bad archive (naming the entry), NotSupported for a media type that is no
+    compressed bytes consumed, some ten times a second; `owner` (uid, gid) replaces that of every entry. On any failure
+    the directory holds a part of the layer and can be removed. Raises InvalidParameter for a bad archive (naming the entry), NotSupported for a media type that is no
     layer, Failed when the machine refuses, Unavailable when `abort` was set, `timeout` (seconds) is over, or nothing
     moved for `stall` seconds.
     """
@@ -131,6 +132,7 @@ def apply_layer(
         below=-1 if below is None else below,
         limits=limits or Limits(),
         parent=os.getpid(),
+        owner=owner,
     )
     answer = _ask(order, blob, progress, abort, timeout=timeout, stall=stall)
     _mark(snapshot, answer["opaque"])
