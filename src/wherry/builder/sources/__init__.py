@@ -1,1 +1,1 @@
-"""Where trees come from: images, git, the web, archives."""
+"""Where files and base images come from: git, the web, archives, registries, clients' stores."""
