@@ -120,9 +120,9 @@ def apply_layer(
 
     `blob` is read from where it stands (a binary file, unbuffered if it has an fd; or an fd). `progress` is told the
     compressed bytes consumed, some ten times a second; `owner` (uid, gid) replaces that of every entry. On any failure
-    the directory holds a part of the layer and can be removed. Raises InvalidParameter for a bad archive (naming the entry), NotSupported for a media type that is no
-    layer, Failed when the machine refuses, Unavailable when `abort` was set, `timeout` (seconds) is over, or nothing
-    moved for `stall` seconds.
+    the directory holds a part of the layer and can be removed. Raises InvalidParameter for a bad archive (naming the
+    entry), NotSupported for a media type that is no layer, Failed when the machine refuses, Unavailable when `abort`
+    was set, `timeout` (seconds) is over, or nothing moved for `stall` seconds.
     """
     if media_type is not None:
         compression.check_media_type(media_type)
