@@ -2,8 +2,8 @@
 
 - A client that ends its sending right after its request (`socat`, `nc -N`) still gets its answer. A streaming answer
   (`watch`) takes the end of sending as the client's going away, as Docker does.
-- Bytes sent right behind a request with `Upgrade: tcp` belong to the raw stream that follows. aiohttp's parser would
-  drop them or read them as a request; they are held back here until `take_over`.
+- Bytes sent right behind a request with `Upgrade: tcp` or `h2c` belong to the raw stream that follows. aiohttp's parser
+  would drop them or read them as a request; they are held back here until `take_over`.
 - Everything that goes wrong before a handler runs is answered as `{"message": ...}`.
 """
 
@@ -21,7 +21,7 @@ from aiohttp.web_server import Server as HTTPServer
 JSON = "application/json"  # exactly: the docker CLI prints the body raw for anything else
 EARLY_LIMIT = 64 << 10  # bytes held before a hijack; then reading pauses
 
-_UPGRADE = re.compile(rb"\r\nUpgrade:[ \t]*tcp[ \t]*\r\n", re.IGNORECASE)
+_UPGRADE = re.compile(rb"\r\nUpgrade:[ \t]*(?:tcp|h2c)[ \t]*\r\n", re.IGNORECASE)
 _LENGTH = re.compile(rb"\r\nContent-Length:[ \t]*([0-9]{1,12})[ \t]*\r\n", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\nTransfer-Encoding:", re.IGNORECASE)
 

@@ -163,7 +163,7 @@ class RawStream(asyncio.Protocol):
         self._transport.abort()
 
 
-class _Hijacked(web.StreamResponse):
+class Hijacked(web.StreamResponse):
     """Tells aiohttp that the answer is given and the connection is not its own any more."""
 
     async def prepare(self, request: BaseRequest) -> AbstractStreamWriter | None:
@@ -203,7 +203,7 @@ async def hijack(call: Call, session: Session) -> web.StreamResponse:
         await session.run(stream)
     finally:
         stream.close()
-    return _Hijacked()
+    return Hijacked()
 
 
 def head(call: Call, tty: bool) -> bytes:
@@ -215,10 +215,10 @@ def head(call: Call, tty: bool) -> bytes:
             "Connection": "Upgrade",
             "Upgrade": "tcp",
         }
-        return _head("101 UPGRADED", {**lines, **call.headers})
-    return _head("200 OK", {"Content-Type": RAW, **call.headers})
+        return head_of("101 UPGRADED", {**lines, **call.headers})
+    return head_of("200 OK", {"Content-Type": RAW, **call.headers})
 
 
-def _head(status: str, headers: Mapping[str, str]) -> bytes:
+def head_of(status: str, headers: Mapping[str, str]) -> bytes:
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode()

@@ -46,7 +46,7 @@ async def nothing_built(call: Call) -> web.StreamResponse:
 
 def add(router: Router) -> None:
     build = not_yet("building images")
-    for method, path in (("POST", "/build"), ("POST", "/session"), ("POST", "/grpc"), ("POST", "/build/cancel")):
+    for method, path in (("POST", "/build"), ("POST", "/build/cancel")):
         router.add(method, path, build)
     router.add("POST", "/build/prune", nothing_built)
 

@@ -6,6 +6,7 @@ from wherry.api import (
     containers,
     events,
     files,
+    grpc,
     images,
     missing,
     networks,
@@ -36,6 +37,7 @@ def router() -> Router:
         events,
         check,
         system,
+        grpc,
         missing,
     ):
         room.add(found)

@@ -1,8 +1,10 @@
 """What the REST wire serves: built once by `daemon/engine.py`, never changed."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from wherry.containers.deps import Deps as ContainerDeps
 from wherry.events import Events
@@ -38,6 +40,26 @@ class EngineFacts:
     warnings: Sequence[str] = ()
 
 
+class Taken(Protocol):
+    """The other side of a connection that leaves HTTP/1.1."""
+
+    @property
+    def protocol(self) -> asyncio.Protocol:
+        """Gets the connection, and from then on its bytes."""
+
+    async def run(self) -> None:
+        """Until the connection has ended, and all that it began."""
+
+
+class Doors(Protocol):
+    """BuildKit's, of `buildkit/`: what is spoken on connections that api/grpc.py hands over."""
+
+    def grpc(self) -> Taken: ...
+
+    def session(self, headers: Mapping[str, str], methods: Sequence[str]) -> Taken:
+        """`headers`: uuid, name, sharedkey. Raises InvalidParameter."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     containers: ContainerDeps
@@ -46,3 +68,4 @@ class Services:
     volumes: Volumes
     events: Events
     facts: EngineFacts
+    buildkit: Doors | None = None
