@@ -106,6 +106,12 @@ class State:
         with self._lock:
             return dict(self._db.execute(f"SELECT key, value FROM {table} ORDER BY key"))
 
+    def row(self, table: str, key: str) -> bytes | None:
+        assert table in TABLES
+        with self._lock:
+            found = self._db.execute(f"SELECT value FROM {table} WHERE key = ?", (key,)).fetchone()
+        return found[0] if found else None
+
     def write(self, *changes: Change) -> None:
         """Apply all or none. Raises Conflict for an Insert whose key exists, Failed when the disk refuses."""
         with self._lock:

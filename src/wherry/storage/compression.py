@@ -139,17 +139,18 @@ def decompress_as(
             return members(source, lambda: lzma.LZMADecompressor(memlimit=XZ_MEMORY_MAX), what, kind)
 
 
-def compressor(kind: Compression) -> Compressor:
-    """Only GZIP and ZSTD (and NONE). The same input gives the same bytes, always."""
+def compressor(kind: Compression, level: int | None = None) -> Compressor:
+    """Only GZIP and ZSTD (and NONE). The same input gives the same bytes, always. `level` None is the usual one."""
     match kind:
         case Compression.NONE:
             return _Through()
         case Compression.GZIP:
-            return _GzipBlocks()
+            return _GzipBlocks(GZIP_LEVEL if level is None else level)
         case Compression.ZSTD:
             import zstandard
 
-            return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compressobj()
+            level = ZSTD_LEVEL if level is None else level
+            return zstandard.ZstdCompressor(level=level, write_checksum=True).compressobj()
         case _:
             raise NotSupported(f"{kind} is read, not written")
 
@@ -168,10 +169,10 @@ class _GzipBlocks:
     So each can be handed to libdeflate as a whole, and memory stays bounded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, level: int) -> None:
         import deflate
 
-        self._pack = deflate.gzip_compress
+        self._pack, self._level = deflate.gzip_compress, level
         self._waiting = bytearray()
         self._empty = True  # nothing was written yet
 
@@ -183,7 +184,7 @@ class _GzipBlocks:
         self._empty = False
         with memoryview(self._waiting) as view:
             found = b"".join(
-                self._pack(view[start : start + GZIP_BLOCK], GZIP_LEVEL) for start in range(0, end, GZIP_BLOCK)
+                self._pack(view[start : start + GZIP_BLOCK], self._level) for start in range(0, end, GZIP_BLOCK)
             )
         del self._waiting[:end]
         return found
@@ -193,7 +194,7 @@ class _GzipBlocks:
         if not self._waiting and not self._empty:
             return b""
         rest, self._waiting = self._waiting, bytearray()
-        return bytes(self._pack(rest, GZIP_LEVEL))
+        return bytes(self._pack(rest, self._level))
 
 
 class Source:
