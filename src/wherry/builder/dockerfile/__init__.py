@@ -1,1 +1,11 @@
-"""The Dockerfile language, and from it to the graph."""
+"""The Dockerfile language: text to instructions to stages (pure), and from there to the graph of a build.
+
+    directives, parser     lines -> nodes
+    words                  quotes, variables, the JSON form
+    flags, mounts          --name=value, and what RUN --mount says
+    instructions, stages   nodes -> typed instructions of stages; variables are not replaced yet
+    ignore                 .dockerignore patterns
+    rules, lint, outline   build checks and what a Dockerfile can be asked
+
+The reference is BuildKit's frontend, docker/dockerfile 1.x; the words of errors are its own.
+"""
