@@ -91,6 +91,28 @@ async def push(
         raise _translate(exc) from exc
 
 
+async def push_document(
+    deps: Deps,
+    document: Document,
+    reference: Reference,
+    *,
+    auth: Auth = ANONYMOUS,
+    progress: Progress,
+    sleep: Sleep = asyncio.sleep,
+) -> None:
+    """Push what was just made, under the tag of `reference`, or by its digest alone when that has none.
+
+    All of it is held under a lease of the caller's; it need not be in the store. Raises what the registry said.
+    """
+    try:
+        async with open_repository(deps.registry, reference, auth, push=True) as repository:
+            errand = Errand(deps=deps, repository=repository, progress=progress, sleep=sleep)
+            await _send(errand, document, reference, Screen(progress))
+    except Refused as exc:
+        raise _translate(exc) from exc
+    await _record(deps, document, reference)
+
+
 def _references(deps: Deps, named: Reference) -> list[Reference]:
     """The tag that was named, or all of the repository. Raises NotFound in Docker's words."""
     beginning = f"{named.familiar_name}:"
@@ -186,7 +208,7 @@ async def _send(errand: Errand, document: Document, reference: Reference, screen
     except BaseExceptionGroup as errors:
         raise first_of(errors) from errors
     for each in document.walk():
-        name = str(reference.tag) if each is document else each.raw.digest
+        name = reference.tag or each.raw.digest if each is document else each.raw.digest
         await put_manifest(errand.repository, each.raw, name, errand.reports())
 
 
