@@ -22,7 +22,6 @@ from wherry.storage.pack import TRAVELLING, kept_xattrs, open_directory, open_fi
 
 FILES_MAX = 10_000  # named one by one in a Checksum
 _INDEXED_MAX = 100_000  # files whose digest is remembered
-_NOTES_MAX = 200_000  # files named in checksums of parts of trees that are remembered
 _SETTLED = 50_000_000  # ns; a change within the granularity of file times would not be seen
 _CHUNK = 1 << 20
 _NOT_OURS = "user.overlay."
@@ -53,35 +52,18 @@ class ChecksumIndex:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._files: OrderedDict[tuple[int, ...], str] = OrderedDict()
-        self._trees: OrderedDict[tuple[str, str], Checksum] = OrderedDict()
-        self._notes = 0
 
     def of(self, source: Source) -> "Checksums":
         return Checksums(self, source)
 
-    def file(self, found: os.stat_result) -> str | None:
-        return self._files.get(_version(found))
+    def get(self, version: tuple[int, ...]) -> str | None:
+        return self._files.get(version)
 
-    def keep_file(self, found: os.stat_result, digest: str) -> None:
-        """Not kept when it changed a moment ago: it might change again without its times telling."""
-        if time.time_ns() - max(found.st_ctime_ns, found.st_mtime_ns) < _SETTLED:
-            return
+    def keep(self, version: tuple[int, ...], digest: str) -> None:
         with self._lock:
-            self._files[_version(found)] = digest
+            self._files[version] = digest
             if len(self._files) > _INDEXED_MAX:
                 self._files.popitem(last=False)
-
-    def tree(self, identity: str, what: str) -> Checksum | None:
-        return self._trees.get((identity, what))
-
-    def keep_tree(self, identity: str, what: str, found: Checksum) -> None:
-        with self._lock:
-            if (identity, what) in self._trees:
-                return
-            self._trees[identity, what] = found
-            self._notes += 1 + len(found.files)
-            while self._notes > _NOTES_MAX:
-                self._notes -= 1 + len(self._trees.popitem(last=False)[1].files)
 
 
 class Checksums:
@@ -93,19 +75,20 @@ class Checksums:
     def content(self, directory: int, name: bytes, path: bytes, found: os.stat_result) -> str:
         """sha256 of a regular file, in hexadecimal."""
         given = self._source.checksums
-        digest = (given.get(os.fsdecode(path)) if given else None) or self._index.file(found)
+        version = self._version(found)
+        digest = (given.get(os.fsdecode(path)) if given else None) or self._index.get(version)
         if digest is None:
             with closing(open_file(directory, name)) as fd:
                 digest = _hash(fd)
-            self._index.keep_file(found, digest)
+            # what changed a moment ago might change again without its times telling
+            if time.time_ns() - max(found.st_ctime_ns, found.st_mtime_ns) > _SETTLED:
+                self._index.keep(version, digest)
         return digest.removeprefix("sha256:")
 
-    def whole(self, what: str) -> Checksum | None:
-        return self._index.tree(self._source.identity, what) if self._source.identity else None
-
-    def keep(self, what: str, found: Checksum) -> None:
-        if self._source.identity:
-            self._index.keep_tree(self._source.identity, what, found)
+    def _version(self, found: os.stat_result) -> tuple[int, ...]:
+        """The same for the same file. A file of layers has it whatever it is mounted with: overlay invents devices."""
+        device = 0 if self._source.identity else found.st_dev
+        return device, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def checksum(root: int, action: Copy, selection: Selection, known: Checksums) -> Checksum:
@@ -114,16 +97,10 @@ def checksum(root: int, action: Copy, selection: Selection, known: Checksums) ->
     A chosen file or directory counts without its own name, which the operation says; those found by a wildcard with it.
     The attributes of a directory that only lends its contents do not count: they go nowhere.
     """
-    what = repr((action.source, action.follow_symlink, action.contents, action.parents, action.wildcard))
-    what += repr((action.include, action.exclude))
-    if (found := known.whole(what)) is not None:
-        return found
     hasher = _Hasher(known)
     for chosen in selection.chosen:
         hasher.add(root, chosen, selection, contents=action.contents)
-    made = hasher.finish()
-    known.keep(what, made)
-    return made
+    return hasher.finish()
 
 
 class _Hasher:
@@ -204,10 +181,6 @@ def _xattrs(directory: int, name: bytes) -> dict[bytes, bytes]:
         for each in names
         if each.startswith(TRAVELLING) and not each.startswith(_NOT_OURS)
     }
-
-
-def _version(found: os.stat_result) -> tuple[int, ...]:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _hash(fd: int) -> str:
