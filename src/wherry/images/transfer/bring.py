@@ -48,7 +48,7 @@ async def bring_blobs(errand: Errand, blobs: Iterable[Descriptor]) -> None:
                     bar.say("Already exists")
                 else:
                     bar.say("Pulling fs layer")
-                    group.create_task(_download(errand, blob, bar, last="Pull complete"))
+                    group.create_task(download(errand, blob, bar, last="Pull complete"))
     except BaseExceptionGroup as errors:
         raise first_of(errors) from errors
 
@@ -101,7 +101,7 @@ class _Work:
                 continue
             bar.say("Pulling fs layer")
             self.bars[blob.digest] = bar
-            downloads[blob.digest] = group.create_task(_download(self.errand, blob, bar))
+            downloads[blob.digest] = group.create_task(download(self.errand, blob, bar))
         return downloads
 
     def _is_there(self, blob: Descriptor, chain: ChainID) -> bool:
@@ -121,7 +121,8 @@ class _Work:
         )
 
 
-async def _download(errand: Errand, blob: Descriptor, bar: Bar, *, last: str = "Download complete") -> None:
+async def download(errand: Errand, blob: Descriptor, bar: Bar, *, last: str = "Download complete") -> None:
+    """A blob into the content store, unless it is there. The lease must protect it already."""
     deps = errand.deps
     if deps.downloads.locked():
         bar.say("Waiting")
