@@ -1,4 +1,5 @@
-"""From an asynchronous stream of chunks to a file that blocking code reads.
+"""Between an asynchronous stream of chunks and blocking code: `consume` feeds a file that it reads, `produce` gives
+what it writes.
 
 A pipe in between: the kernel bounds what is buffered, and whatever ends the sender (a client that went away, a
 cancellation) is an end of file to the reader, which therefore never hangs.
@@ -14,6 +15,7 @@ from typing import BinaryIO, TypeVar
 from wherry.aio import finish, settle
 
 PIPE = 1 << 20  # bytes in flight; the most an unprivileged process may ask for
+CHUNK = 256 << 10  # bytes read from a pipe at once
 
 T = TypeVar("T")
 
@@ -74,3 +76,53 @@ async def _writable(fd: int) -> None:
         await ready.wait()
     finally:
         loop.remove_writer(fd)
+
+
+async def produce(write: Callable[[Callable[[bytes], object]], None]) -> AsyncIterator[bytes]:
+    """Run the blocking `write(out)` in a thread and give what it puts out, as fast as it is taken.
+
+    What `write` raises is raised after what it put out before. When the iterator is given up, `write` gets a
+    BrokenPipeError and is waited for.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    work = asyncio.ensure_future(settle(_write, writer, write))
+    try:
+        while data := await _readable(reader):
+            yield data
+        await work
+    finally:
+        os.close(reader)
+        await finish(_written(work))
+
+
+def _write(writer: int, write: Callable[[Callable[[bytes], object]], None]) -> None:
+    with open(writer, "wb", buffering=0) as file:
+
+        def out(data: bytes) -> None:
+            view = memoryview(data)
+            while view:
+                view = view[file.write(view) or 0 :]
+
+        write(out)
+
+
+async def _written(work: "asyncio.Future[None]") -> None:
+    await asyncio.wait((work,))
+    if not work.cancelled():
+        work.exception()  # retrieved: raised already, or nobody is there to be told
+
+
+async def _readable(fd: int) -> bytes:
+    """The next bytes of a pipe; b"" at its end."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return os.read(fd, CHUNK)
+        except BlockingIOError:
+            ready = asyncio.Event()
+            loop.add_reader(fd, ready.set)
+            try:
+                await ready.wait()
+            finally:
+                loop.remove_reader(fd)

@@ -4,19 +4,18 @@ Works on running and stopped containers: see `rootfs`. What comes out never foll
 Docker; what goes in can replace nothing outside the container.
 """
 
-import asyncio
 import os
 import posixpath
 import stat
 from collections.abc import AsyncIterator, Callable, Iterable
 
-from wherry.aio import finish, settle
+from wherry.aio import settle
 from wherry.containers.content.rootfs import Place, absolute, lookup, open_parent, open_place, target_of
 from wherry.containers.deps import Deps
 from wherry.containers.record import Container
 from wherry.containers.views.shapes import Document, rfc3339_nano
 from wherry.errors import Forbidden, InvalidParameter, NotFound
-from wherry.images.feed import consume
+from wherry.images.feed import consume, produce
 from wherry.kernel.files import openat2
 from wherry.kernel.mount import detached
 from wherry.runtime import users
@@ -28,7 +27,6 @@ from wherry.storage.extract import Extractor
 from wherry.storage.pack import Packer
 from wherry.storage.tree import walk
 
-CHUNK = 256 << 10  # bytes read from a pipe at once
 SMALL = 1 << 20  # bytes of passwd and group that are read
 PSEUDO = (b"proc", b"sys", b"dev")  # mounted by the runtime: nobody's files; reached only by naming them
 
@@ -103,56 +101,6 @@ async def export(deps: Deps, name: str) -> AsyncIterator[bytes]:
 
     deps.publish(container, "export")
     return produce(write)
-
-
-async def produce(write: Callable[[Callable[[bytes], object]], None]) -> AsyncIterator[bytes]:
-    """Run the blocking `write(out)` in a thread and give what it puts out, as fast as it is taken.
-
-    What `write` raises is raised after what it put out before. When the iterator is given up, `write` gets a
-    BrokenPipeError and is waited for.
-    """
-    reader, writer = os.pipe()
-    os.set_blocking(reader, False)
-    work = asyncio.ensure_future(settle(_run, writer, write))
-    try:
-        while data := await _next(reader):
-            yield data
-        await work
-    finally:
-        os.close(reader)
-        await finish(_ended(work))
-
-
-def _run(writer: int, write: Callable[[Callable[[bytes], object]], None]) -> None:
-    with open(writer, "wb", buffering=0) as file:
-
-        def out(data: bytes) -> None:
-            view = memoryview(data)
-            while view:
-                view = view[file.write(view) or 0 :]
-
-        write(out)
-
-
-async def _ended(work: "asyncio.Future[None]") -> None:
-    await asyncio.wait((work,))
-    if not work.cancelled():
-        work.exception()  # retrieved: raised already, or nobody is there to be told
-
-
-async def _next(fd: int) -> bytes:
-    """The next bytes of a pipe; b"" at its end."""
-    loop = asyncio.get_running_loop()
-    while True:
-        try:
-            return os.read(fd, CHUNK)
-        except BlockingIOError:
-            ready = asyncio.Event()
-            loop.add_reader(fd, ready.set)
-            try:
-                await ready.wait()
-            finally:
-                loop.remove_reader(fd)
 
 
 def _given(path: str) -> str:
