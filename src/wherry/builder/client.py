@@ -50,8 +50,11 @@ class Client(Protocol):
     async def send_stream(self, exporter: int, metadata: Mapping[str, str], data: AsyncIterator[bytes]) -> None:
         """A tar or an archive, to where exporter number `exporter` has its destination."""
 
-    async def send_directory(self, exporter: int, root: Path, transferred: Transferred) -> None:
-        """The files below `root` into the destination directory."""
+    async def send_directory(self, exporter: int, root: Path, transferred: Transferred, *, prefix: str = "") -> None:
+        """The files below `root` into the destination directory, or below the directory `prefix` of it.
+
+        May be called several times for one destination: what is there already stays.
+        """
 
     def read_blob(self, store: str, digest: Digest) -> AsyncIterator[bytes]:
         """A blob of a content store of the client's: an OCI layout ("oci:name"), a local cache ("local:dir")."""
@@ -84,7 +87,7 @@ class NoClient:
     async def send_stream(self, exporter: int, metadata: Mapping[str, str], data: AsyncIterator[bytes]) -> None:
         raise NotSupported("this client cannot receive files from a build")
 
-    async def send_directory(self, exporter: int, root: Path, transferred: Transferred) -> None:
+    async def send_directory(self, exporter: int, root: Path, transferred: Transferred, *, prefix: str = "") -> None:
         raise NotSupported("this client cannot receive files from a build")
 
     def read_blob(self, store: str, digest: Digest) -> AsyncIterator[bytes]:
