@@ -264,6 +264,7 @@ class Mirror:
         self._fds: dict[str, int] = {}
         self._known: dict[str, Known] = {}
         self.received = 0  # bytes
+        self.newest = 0  # ns: modification time of the youngest entry, directories aside
 
     def add(
         self,
@@ -286,6 +287,8 @@ class Mirror:
         self._listed.add(path)
         have = self._present.get(path)
         kept = {name: value for name, value in (xattrs or {}).items() if name.startswith(XATTRS)} if xattrs else {}
+        if kind != stat.S_IFDIR:
+            self.newest = max(self.newest, mtime)
         if kind == stat.S_IFREG and not link:
             return self._add_file(path, parent, have, mode, size, mtime, kept)
         if kind == stat.S_IFDIR:

@@ -488,7 +488,7 @@ class RpcAny(_message.Message):
     def __init__(self, type_url: _Optional[str] = ..., value: _Optional[bytes] = ...) -> None: ...
 
 class Definition(_message.Message):
-    __slots__ = ("metadata", "source")
+    __slots__ = ("ops", "metadata", "source")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -496,12 +496,13 @@ class Definition(_message.Message):
         key: str
         value: OpMetadata
         def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[OpMetadata, _Mapping]] = ...) -> None: ...
-    DEF_FIELD_NUMBER: _ClassVar[int]
+    OPS_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
+    ops: _containers.RepeatedScalarFieldContainer[bytes]
     metadata: _containers.MessageMap[str, OpMetadata]
     source: Source
-    def __init__(self, metadata: _Optional[_Mapping[str, OpMetadata]] = ..., source: _Optional[_Union[Source, _Mapping]] = ..., **kwargs) -> None: ...
+    def __init__(self, ops: _Optional[_Iterable[bytes]] = ..., metadata: _Optional[_Mapping[str, OpMetadata]] = ..., source: _Optional[_Union[Source, _Mapping]] = ...) -> None: ...
 
 class OpMetadata(_message.Message):
     __slots__ = ("ignore_cache", "description", "caps", "progress_group")
@@ -916,11 +917,12 @@ class DiffInput(_message.Message):
     def __init__(self, input: _Optional[int] = ...) -> None: ...
 
 class GwRef(_message.Message):
-    __slots__ = ("id",)
+    __slots__ = ("id", "definition")
     ID_FIELD_NUMBER: _ClassVar[int]
-    DEF_FIELD_NUMBER: _ClassVar[int]
+    DEFINITION_FIELD_NUMBER: _ClassVar[int]
     id: str
-    def __init__(self, id: _Optional[str] = ..., **kwargs) -> None: ...
+    definition: Definition
+    def __init__(self, id: _Optional[str] = ..., definition: _Optional[_Union[Definition, _Mapping]] = ...) -> None: ...
 
 class GwRefMap(_message.Message):
     __slots__ = ("refs",)

@@ -48,7 +48,7 @@ class Tunnel(asyncio.Transport):
 
     def __init__(self, stream: Stream[pb.Bytes, pb.Bytes], protocol: Protocol) -> None:
         super().__init__()
-        self._pipe = Pipe(stream)  # type: ignore[arg-type]
+        self._pipe = Pipe(stream)
         self._protocol = protocol
         self._out: list[bytes] = []
         self._size = 0  # bytes in `_out`

@@ -14,7 +14,7 @@ import asyncio
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TypeVar, cast
 
 from grpclib import client, server
 from grpclib.config import Configuration
@@ -33,9 +33,8 @@ from h2.settings import SettingCodes
 
 from wherry.buildkit import bk_pb2 as pb
 
-if TYPE_CHECKING:
-    AnyServerStream = server.Stream[object, object]
-    AnyClientStream = client.Stream[object, object]
+Request = TypeVar("Request")
+Reply = TypeVar("Reply")
 
 MAX_MESSAGE = 64 << 20  # bytes; BuildKit's clients keep below 16 MiB
 CONNECTION_WINDOW = 16 << 20  # bytes a peer may send before it must wait
@@ -292,8 +291,8 @@ class DetailsCodec(StatusDetailsCodecBase):
 class Pipe:
     """The messages of one stream as bytes, many at a time, for either side of it."""
 
-    def __init__(self, stream: "AnyServerStream | AnyClientStream") -> None:
-        self._stream = stream
+    def __init__(self, stream: "server.Stream[Request, Reply] | client.Stream[Request, Reply]") -> None:
+        self._stream = cast("server.Stream[object, object] | client.Stream[object, object]", stream)
 
     @property
     def _inner(self) -> Stream:
