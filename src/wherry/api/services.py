@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from wherry.builder.build import Builder
 from wherry.containers.deps import Deps as ContainerDeps
 from wherry.events import Events
 from wherry.images.deps import Deps as ImageDeps
@@ -64,6 +65,7 @@ class Doors(Protocol):
 class Services:
     containers: ContainerDeps
     images: ImageDeps
+    builder: Builder
     networks: Networks
     volumes: Volumes
     events: Events

@@ -23,6 +23,7 @@ class Settings:
     cgroup_parent: str = "/wherry"
     default_shm_size: int = 64 << 20  # bytes
     parallel: int = 4  # steps of one build that run at a time
+    collecting: bool = True  # what is too much is removed by itself
     keep_storage: int = 0  # bytes of build cache kept by automatic collection; 0 = a tenth of the disk
 
 

@@ -54,6 +54,17 @@ class ProxySettings(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_
     no_proxy: str = ""
 
 
+class BuilderCollection(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    enabled: bool = True
+    default_keep_storage: str = ""  # "20GB"; "" = a tenth of the disk
+
+
+class BuilderSettings(msgspec.Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """As in dockerd's daemon.json, its keys in camel case too."""
+
+    gc: BuilderCollection = BuilderCollection()
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     """All keys, named on the wire as in dockerd's daemon.json."""
 
@@ -82,6 +93,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_u
     max_concurrent_downloads: int = 3
     max_concurrent_uploads: int = 5
     allow_nondistributable_artifacts: list[str] = []
+    builder: BuilderSettings = BuilderSettings()
     bridge: str = ""
     bip: str = ""
     default_address_pools: list[AddressPool] = []

@@ -16,11 +16,13 @@ from pathlib import Path
 from wherry import __version__
 from wherry.aio import Background, KeyedLock, settle
 from wherry.api.services import EngineFacts, Services
+from wherry.builder import deps as building
+from wherry.builder.build import Builder
 from wherry.containers import deps as containers
 from wherry.containers.life.recover import recover as recover_containers
 from wherry.containers.live import LiveTable
 from wherry.containers.store import ContainerStore
-from wherry.daemon.config import BUILT_IN_RUNTIMES, Config, find_init, find_runtimes
+from wherry.daemon.config import BUILT_IN_RUNTIMES, Config, find_init, find_runtimes, parse_size
 from wherry.daemon.engine_registry import keep_rest
 from wherry.daemon.registries import registry_config
 from wherry.errors import Failed
@@ -56,6 +58,7 @@ class Engine:
 
     async def close(self) -> None:
         """Stop what belongs to the daemon; the network goes too when nothing runs that could need it."""
+        await self.services.builder.close()
         await self.background.close()
         await self.rest.close()
         containers = self.services.containers
@@ -129,12 +132,20 @@ async def open_engine(config: Config) -> Engine:
         background=background,
         settings=settings,
     )
+    builder = await settle(open_builder, container_deps, image_deps, builder_settings(config, settings))
     facts = engine_facts(config, engine_id=await settle(_engine_id, state), choice=choice, settings=settings)
     services = Services(
-        containers=container_deps, images=image_deps, networks=networks, volumes=volumes, events=events, facts=facts
+        containers=container_deps,
+        images=image_deps,
+        builder=builder,
+        networks=networks,
+        volumes=volumes,
+        events=events,
+        facts=facts,
     )
     rest = await settle(keep_rest, image_deps, data_root / "uploads")
     await recover_images(image_deps)
+    await builder.recover()
     await volumes.start()
     await shims.start()
     await recover_containers(container_deps)
@@ -146,6 +157,33 @@ async def open_engine(config: Config) -> Engine:
         snapshots=snapshots,
         rest=rest,
         background=background,
+    )
+
+
+def builder_settings(config: Config, settings: containers.Settings) -> building.Settings:
+    return building.Settings(
+        root=settings.data_root / "build",
+        exec_root=settings.exec_root,
+        runtime=settings.runtimes[settings.default_runtime],
+        cgroup_parent=settings.cgroup_parent,
+        default_shm_size=settings.default_shm_size,
+        collecting=config.builder.gc.enabled,
+        keep_storage=parse_size(config.builder.gc.default_keep_storage or "0"),
+    )
+
+
+def open_builder(containers: containers.Deps, images: images.Deps, settings: building.Settings) -> Builder:
+    """Blocking. Before garbage is looked for: the build cache keeps layers."""
+    return Builder(
+        building.Deps(
+            state=containers.state,
+            events=containers.events,
+            images=images,
+            networks=containers.networks,
+            shims=containers.shims,
+            background=containers.background,
+            settings=settings,
+        )
     )
 
 

@@ -6,6 +6,7 @@ from typing import cast
 
 from wherry.aio import Background, KeyedLock
 from wherry.api.services import EngineFacts, Services
+from wherry.builder.build import Builder
 from wherry.containers.deps import Deps, Settings
 from wherry.containers.live import LiveTable
 from wherry.containers.record import Container, State, Status
@@ -86,6 +87,7 @@ class World:
         self.services = Services(
             containers=self.containers,
             images=image_deps,
+            builder=cast(Builder, None),
             networks=networks,
             volumes=self.volumes,
             events=self.events,

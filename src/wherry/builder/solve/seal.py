@@ -1,18 +1,22 @@
 """A snapshot that a step has written to becomes a layer, with a name that depends on its content alone."""
 
+import contextlib
+
 from wherry.aio import settle
 from wherry.builder.deps import Deps
 from wherry.builder.files.times import settle_times
 from wherry.builder.trees import Tree, TreeLayer
 from wherry.digest import DiffID, extend_chain
 from wherry.images.leases import Lease
+from wherry.kernel.mount import detached
 from wherry.storage.diff import write_diff
+from wherry.storage.extract import Whiteouts
 
 
 async def seal(deps: Deps, lease: Lease, key: str, parent: Tree, *, epoch: int, created_by: str) -> Tree:
     """`parent` and the layer of what snapshot `key` changed on it. What is younger than `epoch` (ns) gets its time.
 
-    The layer is on disk for sure only after `Snapshotter.sync`. On failure the snapshot stays, for the caller to remove.
+    The layer is on disk for sure only after `Snapshotter.sync`. On failure the snapshot is left to the caller.
     """
     diff_id, size = await settle(_measure, deps, key, epoch)
     chain = extend_chain(parent.chain, diff_id)
@@ -24,6 +28,12 @@ async def seal(deps: Deps, lease: Lease, key: str, parent: Tree, *, epoch: int, 
 
 
 def _measure(deps: Deps, key: str, epoch: int) -> tuple[DiffID, int]:
-    settle_times(deps.snapshots.upper(key), epoch, deps.snapshots.whiteouts)
-    written = write_diff(deps.snapshots, key, lambda data: None)
-    return written.diff_id, deps.snapshots.usage(key).bytes
+    snapshots = deps.snapshots
+    parent = snapshots.parent_of_key(key)
+    with contextlib.ExitStack() as opened:
+        below = None
+        if snapshots.whiteouts is Whiteouts.APPLY and parent is not None:
+            below = opened.enter_context(detached(snapshots.view(parent)))
+        settle_times(snapshots.upper(key), epoch, snapshots.whiteouts, below=below)
+    written = write_diff(snapshots, key, lambda data: None)
+    return written.diff_id, snapshots.usage(key).bytes

@@ -20,7 +20,8 @@ from typing import Any, Protocol, TypeVar
 from wherry.aio import settle
 from wherry.builder.client import Client
 from wherry.builder.deps import Deps
-from wherry.builder.files import perform
+from wherry.builder.files.checksum import ChecksumIndex, Source, checksum
+from wherry.builder.files.select import select
 from wherry.builder.graph import (
     NO_INPUT,
     NO_OUTPUT,
@@ -29,7 +30,6 @@ from wherry.builder.graph import (
     Exec,
     ExecMount,
     Files,
-    FileStep,
     GitSource,
     HttpSource,
     ImageSource,
@@ -45,37 +45,33 @@ from wherry.builder.log import BuildLog, LogEvent, StatusEvent, VertexEvent
 from wherry.builder.records.reasons import reasons
 from wherry.builder.run.program import OnError, run
 from wherry.builder.solve.cache import Cache
+from wherry.builder.solve.changes import Changes, view
 from wherry.builder.solve.flights import Flights
 from wherry.builder.solve.keys import ingredients, selection_key, step_key
 from wherry.builder.solve.seal import seal
 from wherry.builder.trees import SCRATCH, Directory, Result, Tree
-from wherry.digest import ChainID
-from wherry.errors import Failed, InvalidParameter, WherryError, first_of
+from wherry.errors import InvalidParameter, NotFound, WherryError, first_of
 from wherry.images.leases import Lease
-from wherry.kernel.mount import Mount, detached, open_detached
+from wherry.kernel.mount import detached
 
 T = TypeVar("T")
 Told = LogEvent | StatusEvent
 Results = Mapping[int, Result]
 
 
-class Lost(Failed):
-    """A tree's files can be had nowhere."""
-
-
 class Sources(Protocol):
-    """Where trees come from: see `builder/sources`."""
+    """Where trees come from, for one job. What they give stays until the job ends."""
 
     async def image(self, source: ImageSource, vertex: Vertex) -> Tree: ...
 
-    async def git(self, source: GitSource, say: Callable[[StatusEvent | LogEvent], None], key: str) -> Directory: ...
+    async def git(self, source: GitSource, say: Callable[[Told], None], key: str) -> Directory: ...
 
-    async def http(self, source: HttpSource, say: Callable[[StatusEvent | LogEvent], None], key: str) -> Directory: ...
+    async def http(self, source: HttpSource, say: Callable[[Told], None], key: str) -> Directory: ...
 
     async def tree(self, source: TreeSource) -> Result: ...
 
-    async def bring(self, tree: Tree, say: Callable[[StatusEvent | LogEvent], None], key: str) -> Tree:
-        """`tree`, on disk. Raises Lost."""
+    async def bring(self, tree: Tree, say: Callable[[Told], None], key: str) -> Tree:
+        """`tree`, on disk. Raises NotFound when nobody has its files."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +81,7 @@ class Shared:
     deps: Deps
     cache: Cache
     flights: Flights[dict[int, Tree], Told] = field(default_factory=Flights)
+    checksums: ChecksumIndex = field(default_factory=ChecksumIndex)
     steps: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
 
 
@@ -134,6 +131,16 @@ class Solve:
                 self._note_contexts(output)
         return await self._gather([self._result(output, files=files) for output in wanted])
 
+    @contextlib.asynccontextmanager
+    async def opened(self, output: Output | None) -> AsyncIterator[int]:
+        """A directory fd of a result's root, to read files beneath."""
+        (result,) = await self.results([output], files=True)
+        kept = contextlib.ExitStack()
+        try:
+            yield await settle(lambda: kept.enter_context(detached(view(self._deps, result))))
+        finally:
+            await settle(kept.close)
+
     async def close(self) -> None:
         """End what is under way."""
         tasks = list(self._tasks.values())
@@ -151,7 +158,9 @@ class Solve:
             return result
         try:
             return await self._bring(result, output.vertex)
-        except Lost:
+        except NotFound:  # a step of an imported cache, whose files were not exported: it is done here
+            if not isinstance(output.vertex.op, Exec | Files | Merge | Diff):
+                raise
             return await self._bring(await self._one(output, solid=True), output.vertex)
 
     async def _bring(self, result: Result, vertex: Vertex) -> Result:
@@ -348,14 +357,11 @@ class Solve:
         return checksum, files
 
     def _compute(self, result: Result, action: Copy) -> tuple[str, Mapping[str, str]]:
-        with detached(self._view(result)) as root:
-            known = result.checksums if isinstance(result, Directory) else {}
-            return perform.checksum(root, action, known)
-
-    def _view(self, result: Result) -> list[Mount]:
-        if isinstance(result, Directory):
-            return [Mount(type="bind", source=os.fspath(result.path), options=("bind", "ro"))]
-        return list(self._deps.snapshots.view(result.chain))
+        with detached(view(self._deps, result)) as root:
+            checksums = result.checksums if isinstance(result, Directory) else {}
+            known = self._shared.checksums.of(Source(root=root, identity=result.identity, checksums=checksums))
+            found = checksum(root, action, select(root, action), known)
+            return found.digest, found.files
 
     # --- work ---------------------------------------------------------------------------------------------------------
 
@@ -382,12 +388,15 @@ class Solve:
             case Exec():
                 return await self._run(vertex, op, inputs, say)
             case Files():
-                return await self._files(vertex, op, inputs)
+                return await self._changes(vertex, await self.epoch()).files(op, inputs)
             case Merge():
-                return {0: await self._merge(vertex, inputs)}
+                return {0: await self._changes(vertex, await self.epoch()).merge(inputs)}
             case Diff():
-                return {0: await self._diff(vertex, inputs)}
+                return {0: await self._changes(vertex, await self.epoch()).difference(inputs)}
         raise AssertionError(f"no step: {op}")
+
+    def _changes(self, vertex: Vertex, epoch: int) -> Changes:
+        return Changes(self._deps, self._lease, epoch=epoch, created_by=vertex.said or vertex.name)
 
     async def _run(
         self, vertex: Vertex, op: Exec, inputs: Sequence[Result], say: Callable[[Told], None]
@@ -411,95 +420,6 @@ class Solve:
             for each in written.values():
                 await settle(self._deps.snapshots.remove, each.key)  # nothing is there when it was committed
         return trees
-
-    async def _files(self, vertex: Vertex, op: Files, inputs: Sequence[Result]) -> dict[int, Tree]:
-        """The steps of one tree after the other go into one snapshot, as long as nobody asks for what is between."""
-        made: dict[int, Result] = dict(enumerate(inputs))
-        outputs: dict[int, Tree] = {}
-        for chain in _chains(op, len(inputs)):
-            parent = SCRATCH if chain[0][1].input == NO_INPUT else made[chain[0][1].input]
-            if isinstance(parent, Directory):
-                raise InvalidParameter("files of a local directory cannot be changed: copy them first")
-            tree = await self._change(vertex, op, parent, [step for _, step in chain], made)
-            number, last = chain[-1]
-            made[len(inputs) + number] = tree
-            if last.output != NO_OUTPUT:
-                outputs[last.output] = tree
-        return outputs
-
-    async def _change(
-        self, vertex: Vertex, op: Files, parent: Tree, steps: Sequence[FileStep], made: Mapping[int, Result]
-    ) -> Tree:
-        deps, key = self._deps, f"build-{os.urandom(12).hex()}"
-        epoch = await self.epoch()
-        try:
-            await settle(deps.snapshots.prepare, key, parent.chain)
-            await settle(self._apply, key, op, steps, made, epoch)
-            created_by = vertex.said or vertex.name
-            return await seal(deps, self._lease, key, parent, epoch=epoch, created_by=created_by)
-        except BaseException:
-            await settle(deps.snapshots.remove, key)
-            raise
-
-    def _apply(self, key: str, op: Files, steps: Sequence[FileStep], made: Mapping[int, Result], epoch: int) -> None:
-        with contextlib.ExitStack() as opened:
-            if op.linked:  # into the layer alone, whatever is below it
-                target = os.open(self._deps.snapshots.upper(key), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            else:
-                target = open_detached(self._deps.snapshots.mounts(key))
-            opened.callback(os.close, target)
-            for step in steps:
-                source = None
-                if step.secondary != NO_INPUT:
-                    source = opened.enter_context(detached(self._view(made[step.secondary])))
-                perform.perform(target, step.action, source, epoch=epoch)
-
-    async def _merge(self, vertex: Vertex, inputs: Sequence[Result]) -> Tree:
-        """Layers of the later trees are copied over the first."""
-        trees = [each for each in inputs if isinstance(each, Tree) and each.layers]
-        if not trees:
-            return SCRATCH
-        merged = trees[0]
-        for tree in trees[1:]:
-            step = FileStep(action=Copy(source="/", target="/", contents=True, replace=True), input=0, secondary=1)
-            merged = await self._change(vertex, Files(steps=(step,)), merged, [step], {0: merged, 1: tree})
-        return merged
-
-    async def _diff(self, vertex: Vertex, inputs: Sequence[Result]) -> Tree:
-        lower, upper = inputs
-        if not isinstance(lower, Tree) or not isinstance(upper, Tree):
-            raise InvalidParameter("a difference is one of two file trees")
-        if upper.layers[: len(lower.layers)] != lower.layers:
-            raise InvalidParameter("a difference needs an upper tree that was made on the lower one")
-        rest = upper.layers[len(lower.layers) :]
-        tree = SCRATCH
-        for layer in rest:
-            tree = await self._transplant(vertex, layer.chain, tree)
-        return tree
-
-    async def _transplant(self, vertex: Vertex, chain: ChainID, parent: Tree) -> Tree:
-        """One layer's own files on another parent."""
-        deps, key = self._deps, f"build-{os.urandom(12).hex()}"
-        own = self._deps.snapshots.layer(chain)
-        epoch = await self.epoch()
-        action = Copy(source="/", target="/", contents=True, replace=True)
-
-        def copy() -> None:
-            with (
-                detached([Mount(type="bind", source=os.fspath(own), options=("bind", "ro"))]) as source,
-                contextlib.ExitStack() as opened,
-            ):
-                target = os.open(deps.snapshots.upper(key), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                opened.callback(os.close, target)
-                perform.perform(target, action, source, epoch=epoch)
-
-        try:
-            await settle(deps.snapshots.prepare, key, parent.chain)
-            await settle(copy)
-            return await seal(deps, self._lease, key, parent, epoch=epoch, created_by=vertex.name)
-        except BaseException:
-            await settle(deps.snapshots.remove, key)
-            raise
 
 
 def _identity(result: Result) -> str:
@@ -527,22 +447,6 @@ def _read_in_part(vertex: Vertex) -> dict[int, list[tuple[str, Copy]]]:
 
 def _is_read_only(mount: ExecMount) -> bool:
     return mount.kind in (MountKind.BIND, MountKind.CACHE) and mount.target != "/" and mount.output == NO_OUTPUT
-
-
-def _chains(op: Files, inputs: int) -> list[list[tuple[int, FileStep]]]:
-    """Steps that follow one another on one tree, with their numbers."""
-    chains: list[list[tuple[int, FileStep]]] = []
-    users: dict[int, int] = {}
-    for step in op.steps:
-        for number in (step.input, step.secondary):
-            users[number] = users.get(number, 0) + 1
-    for number, step in enumerate(op.steps):
-        before = inputs + number - 1
-        if chains and step.input == before and users.get(before) == 1 and chains[-1][-1][1].output == NO_OUTPUT:
-            chains[-1].append((number, step))
-        else:
-            chains.append([(number, step)])
-    return chains
 
 
 def _for(event: Told, shown: str) -> Told:

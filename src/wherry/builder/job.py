@@ -1,0 +1,248 @@
+"""One build, from options to results and exports.
+
+What it needs is evaluated by one `Solve`, so that what reading a Dockerfile needs (base images, the file itself) and
+what its steps need is fetched once. Everything a job holds on to is let go by `end`.
+"""
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from wherry import ids
+from wherry.aio import finish
+from wherry.builder.bringing import JobSources
+from wherry.builder.client import Client
+from wherry.builder.deps import Deps
+from wherry.builder.dockerfile import errors
+from wherry.builder.dockerfile.errors import DockerfileError
+from wherry.builder.graph import Location, Output
+from wherry.builder.log import BuildLog
+from wherry.builder.options import CacheTransfer, Export, Options
+from wherry.builder.records.record import Failure, Produced, Status
+from wherry.builder.records.store import Records
+from wherry.builder.run.program import OnError
+from wherry.builder.solve.cache import Cache
+from wherry.builder.solve.solver import Shared, Solve
+from wherry.builder.sources.git import GitStore
+from wherry.builder.sources.http import HttpStore
+from wherry.builder.trees import Result
+from wherry.errors import WherryError
+from wherry.images.garbage import leased
+from wherry.spec.image import Platform
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltPlatform:
+    """A result for one platform, under the id it is handed out by."""
+
+    id: str
+    platform: Platform
+    output: Output | None
+    result: Result
+    target: "Target | None" = None  # of a Dockerfile: its config and history
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    platforms: tuple[BuiltPlatform, ...] = ()
+    multi: bool = False  # an index is wanted, even of one
+    options: Options = field(default_factory=Options)
+    metadata: Mapping[str, bytes] = field(default_factory=dict)  # of a call: result.json, result.txt, …
+
+
+class Cancelled(WherryError):
+    """Somebody ended the build before it was through."""
+
+
+class House(Protocol):
+    """What jobs share: `build.Builder`."""
+
+    deps: Deps
+    cache: Cache
+    shared: Shared
+    records: Records
+    git: GitStore
+    http: HttpStore
+
+    def hand_out(self, built: BuiltPlatform) -> None: ...
+
+    def handed_out(self, result_id: str) -> BuiltPlatform: ...
+
+    def ended(self, job: "Job") -> None: ...
+
+
+class Job:
+    """Made by `Builder.begin`, ended by `end`."""
+
+    def __init__(
+        self, house: House, ref: str, *, client: Client, log: BuildLog, project: str, on_error: OnError | None
+    ) -> None:
+        self.ref, self.client, self.log = ref, client, log
+        self.produced: list[Produced] = []
+        self._house, self._deps = house, house.deps
+        self._project, self._on_error = project, on_error
+        self._held = AsyncExitStack()
+        self._solve: Solve | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._failed: Location | None = None
+        self._ended = False
+
+    async def open(self) -> None:
+        """Take the lease. `end` is the undo."""
+        house = self._house
+        self.lease = await self._held.enter_async_context(leased(self._deps.images, f"build {self.ref}"))
+        self.sources = JobSources(
+            self._deps,
+            git=house.git,
+            http=house.http,
+            handed_out=lambda result_id: house.handed_out(result_id).result,
+            client=self.client,
+            lease=self.lease,
+            held=self._held,
+        )
+
+    def solver(self, epoch: int | None = None) -> Solve:
+        """The job's one; `epoch` (s) counts for the first call."""
+        if self._solve is None:
+            self._solve = Solve(
+                self._house.shared,
+                client=self.client,
+                log=self.log,
+                lease=self.lease,
+                sources=self.sources,
+                epoch=None if epoch is None else epoch * 1_000_000_000,
+                project=self._project,
+                on_error=self._on_error,
+            )
+        return self._solve
+
+    # --- results ------------------------------------------------------------------------------------------------------
+
+    async def frontend(self, options: Options) -> Built:
+        """Build what a Dockerfile says, or answer the call that is in the options.
+
+        Raises DockerfileError for what is wrong with the file, ProgramFailed, and WherryErrors of all kinds.
+        """
+        return await self._watched(self._frontend(options))
+
+    async def solve(self, wanted: Sequence[tuple[Platform, Output | None]], *, epoch: int | None = None) -> Built:
+        """Evaluate graphs of the client's own. `epoch`: s."""
+        return await self._watched(self._graph(wanted, epoch))
+
+    async def export(
+        self, built: Built, exports: Sequence[Export], cache_exports: Sequence[CacheTransfer] = ()
+    ) -> dict[str, str]:
+        """Give the results where they are wanted; BuildKit's response keys."""
+        return await self._watched(self._export(built, exports, cache_exports))
+
+    async def _graph(self, wanted: Sequence[tuple[Platform, Output | None]], epoch: int | None) -> Built:
+        results = await self.solver(epoch).results([output for _, output in wanted])
+        return Built(
+            platforms=tuple(
+                self._hand_out(platform, output, result)
+                for (platform, output), result in zip(wanted, results, strict=True)
+            ),
+            multi=len(wanted) > 1,
+        )
+
+    def _hand_out(
+        self, platform: Platform, output: Output | None, result: Result, target: "Target | None" = None
+    ) -> BuiltPlatform:
+        built = BuiltPlatform(id=ids.generate()[:25], platform=platform, output=output, result=result, target=target)
+        self._house.hand_out(built)
+        return built
+
+    async def _watched(self, work: Coroutine[Any, Any, T]) -> T:
+        """`work`, which `cancel` ends."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        try:
+            return await task
+        except DockerfileError as exc:
+            self._failed = self._failed or exc.location
+            raise
+        except asyncio.CancelledError:
+            if not task.done():
+                task.cancel()
+                await asyncio.wait({task})
+            raise
+        finally:
+            self._tasks.discard(task)
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    @property
+    def failed_at(self) -> Location | None:
+        """Where in the Dockerfile the step stands that failed first, or what could not be read."""
+        vertex = self._solve.failed if self._solve is not None else None
+        return vertex.location if vertex is not None and vertex.location is not None else self._failed
+
+    @property
+    def failed_vertex(self) -> str:
+        """The key in the log of the step that failed first; "" when none did."""
+        solve = self._solve
+        return solve.shown(solve.failed) if solve is not None and solve.failed is not None else ""
+
+    def cancel(self) -> None:
+        """End what is under way: whoever waits gets a CancelledError."""
+        for task in list(self._tasks):
+            task.cancel()
+
+    async def end(
+        self,
+        *,
+        error: BaseException | None = None,
+        status: Status | None = None,
+        response: Mapping[str, str] | None = None,
+    ) -> None:
+        """The build is over: nothing of it goes on, and its record says how it ended. Idempotent."""
+        if not self._ended:
+            self._ended = True
+            await finish(self._end(error, status, response or {}))
+
+    async def _end(self, error: BaseException | None, status: Status | None, response: Mapping[str, str]) -> None:
+        self.cancel()
+        if self._tasks:
+            await asyncio.wait(set(self._tasks))
+        if self._solve is not None:
+            await self._solve.close()
+        try:
+            await self._house.cache.flush()
+        except WherryError as exc:
+            log.warning("the build cache is not written down yet: %s", exc.message)
+        await self._held.aclose()
+        recording = self._house.records.running(self.ref)
+        if recording is not None:
+            await self._house.records.end(
+                recording,
+                status or _status(error),
+                error=None if error is None else self._failure(error),
+                response=response,
+                inputs=list(self.sources.inputs),
+                results=self.produced,
+            )
+        self._house.ended(self)
+
+    def _failure(self, error: BaseException) -> Failure:
+        at = self.failed_at
+        lines = at.ranges[0] if at is not None and at.ranges else None
+        return Failure(
+            message=error.message if isinstance(error, WherryError) else str(error) or type(error).__name__,
+            filename=at.filename if at is not None else "",
+            line=lines.start if lines else 0,
+            end=lines.end if lines else 0,
+            excerpt=errors.excerpt(at) if at is not None else "",
+            vertex=self.failed_vertex,
+        )
+
+
+def _status(error: BaseException | None) -> Status:
+    if error is None:
+        return Status.COMPLETED
+    return Status.CANCELED if isinstance(error, asyncio.CancelledError | Cancelled) else Status.ERROR
