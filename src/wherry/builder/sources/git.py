@@ -40,6 +40,7 @@ _DEFAULT = re.compile(rb"ref: (refs/heads/\S+)\tHEAD")
 _SCOPED = ("https://github.com/", "https://www.github.com/")  # one token serves all repositories there
 _KEPT = "refs/wherry/"  # what was fetched, by commit
 _ABSENT = ("not our ref", "unadvertised object", "couldn't find remote ref", "does not allow request")
+_NO_PASSWORD = ("could not read Username", "Authentication failed")
 _NO_DEPTH = ("shallow", "--depth")
 
 
@@ -251,7 +252,7 @@ class _Remote:
                 "ls-remote", "--symref", "--", self._source.remote, *([ref, f"{ref}^{{}}"] if ref else ["HEAD"])
             )
         except GitFailed as exc:
-            raise Failed(f"failed to fetch remote {self._shown}: {exc.message}") from exc
+            raise self._failed(exc) from exc
         if not ref:
             match = _DEFAULT.search(out)
             name = match[1].decode(errors="replace") if match else "HEAD"
@@ -351,7 +352,10 @@ class _Remote:
         )
 
     def _failed(self, exc: GitFailed) -> Failed:
-        return Failed(f"failed to fetch remote {self._shown}: {exc.message}")
+        text = f"failed to fetch remote {self._shown}: {exc.message}"
+        if any(words in exc.said for words in _NO_PASSWORD):
+            text += f" (private? give the build the secret {self._source.auth_token_secret or 'GIT_AUTH_TOKEN'})"
+        return Failed(text)
 
     # --- files --------------------------------------------------------------------------------------------------------
 

@@ -75,7 +75,6 @@ class Git:
             "GIT_CONFIG_GLOBAL": "/dev/null",
             "GIT_ATTR_NOSYSTEM": "1",
             "GIT_TERMINAL_PROMPT": "0",
-            "GIT_ASKPASS": "/bin/true",
             "GIT_ALLOW_PROTOCOL": PROTOCOLS,
             "GIT_OPTIONAL_LOCKS": "0",
             "GIT_SSH_COMMAND": ssh,
