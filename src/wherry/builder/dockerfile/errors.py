@@ -9,7 +9,7 @@ from wherry.builder.graph import Location, Range
 from wherry.errors import InvalidParameter
 
 LONGEST_QUOTE = 200  # characters of the user's text that a message repeats
-AROUND = 2  # lines of an excerpt before and after
+AROUND = 2  # lines of an excerpt before and after a single line; one before and after several
 
 
 class DockerfileError(InvalidParameter):
@@ -62,7 +62,8 @@ def excerpt(location: Location) -> str:
     first, last = location.ranges[0], location.ranges[-1]
     lines = location.data.decode(errors="replace").split("\n")
     marked = {line for part in location.ranges for line in range(part.start, min(part.end, len(lines)) + 1)}
-    shown = range(max(1, first.start - AROUND), min(len(lines), max(last.end, first.end) + AROUND) + 1)
+    around = AROUND if first.start == last.end else 1
+    shown = range(max(1, first.start - around), min(len(lines), last.end + around) + 1)
     place = f"{location.filename}:{first.start}" + (f":{first.column}" if first.column else "")
     rule = "-" * 20
     body = [f" {line:3d} | {'>>>' if line in marked else '   '} {lines[line - 1].rstrip()}" for line in shown]

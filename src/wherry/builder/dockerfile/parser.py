@@ -52,7 +52,7 @@ class Node:
     rest: str = ""  # what follows the flags, trimmed
     heredocs: tuple[Heredoc, ...] = ()
     comments: tuple[str, ...] = ()  # the lines right above
-    empty_continuation: bool = False  # an empty line stands within it
+    empty_line: int = 0  # the first empty one among those that continue it
     location: Location
 
     @property
@@ -165,7 +165,7 @@ class _Reader:
         self.directives.close()
         first = self._lines[start - 1]
         column = len(first) - len(first.lstrip()) + 1
-        line, empty = self._joined(first.rstrip("\r\n").lstrip())
+        line, empty_line = self._joined(first.rstrip("\r\n").lstrip())
         place = self._place(start, column)
         with located(place):
             _check_text(line)
@@ -181,14 +181,14 @@ class _Reader:
             rest=rest,
             heredocs=heredocs,
             comments=comments,
-            empty_continuation=empty,
+            empty_line=empty_line,
             location=self._place(start, column),
         )
 
-    def _joined(self, line: str) -> tuple[str, bool]:
-        """The line with those that continue it, and whether an empty one is among them."""
+    def _joined(self, line: str) -> tuple[str, int]:
+        """The line with those that continue it, and the number of the first empty one among them."""
         pieces = []
-        empty = False
+        empty = 0
         piece, more = self._continues(line)
         pieces.append(piece)
         while more and self._at < len(self._lines):
@@ -196,7 +196,7 @@ class _Reader:
             if line.lstrip().startswith("#"):
                 continue
             if not line.strip():
-                empty = True
+                empty = empty or self._at
                 continue
             piece, more = self._continues(line)
             pieces.append(piece)

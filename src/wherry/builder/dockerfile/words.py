@@ -25,6 +25,7 @@ MAX_PATTERN = 1000  # characters
 MAX_WORK = 1 << 26  # characters of values times characters of patterns
 
 _NAME = re.compile(r"\d+|\w+|[@*#?\-$!]")
+_NONE: frozenset[str] = frozenset()
 _JSON_SPACE = " \t\r\n\v\f"
 
 
@@ -34,6 +35,7 @@ class Expanded:
     words: tuple[str, ...]  # the same, split where unquoted white space is, also that of a variable's value
     used: frozenset[str]  # variables that were asked for and are set
     unset: frozenset[str]  # and those that are not
+    missed: frozenset[str]  # those of them for which the text does not say what then (as ${x:-w} does)
 
 
 def expand(
@@ -52,14 +54,20 @@ def expand(
     have their meaning and stay in the text; `keep_unset`: a variable without value stays as it is written.
     """
     if "$" not in text and escape not in text and '"' not in text and "'" not in text:
-        return Expanded(text=text, words=tuple(text.split()), used=frozenset(), unset=frozenset())
+        return Expanded(text=text, words=tuple(text.split()), used=_NONE, unset=_NONE, missed=_NONE)
     lexer = _Lexer(text, env, escape)
     lexer.quotes, lexer.raw_quotes, lexer.keep_unset = quotes, raw_quotes, keep_unset
     try:
         whole, words = lexer.until("", raw_escapes)
     except DockerfileError as error:
         raise DockerfileError(f"failed to process {quoted(text)}: {error.message}") from None
-    return Expanded(text=whole, words=tuple(words), used=frozenset(lexer.used), unset=frozenset(lexer.unset))
+    return Expanded(
+        text=whole,
+        words=tuple(words),
+        used=frozenset(lexer.used),
+        unset=frozenset(lexer.unset),
+        missed=frozenset(lexer.missed),
+    )
 
 
 @dataclass(slots=True)
@@ -99,6 +107,7 @@ class _Lexer:
         self.keep_unset = False
         self.used: set[str] = set()
         self.unset: set[str] = set()
+        self.missed: set[str] = set()
         self._at = 0
         self._depth = 0
         self._budget = max(MAX_EXPANDED, 2 * len(text))
@@ -192,9 +201,12 @@ class _Lexer:
             return self.escape + following if raw else following
         return self.escape if following or raw else ""
 
-    def _get(self, name: str) -> str | None:
+    def _get(self, name: str, *, provided: bool = False) -> str | None:
+        """`provided`: the text says what happens when there is no value."""
         value = self.env.get(name)
         (self.unset if value is None else self.used).add(name)
+        if value is None and not provided:
+            self.missed.add(name)
         return value
 
     def _name(self) -> str:
@@ -242,7 +254,7 @@ class _Lexer:
         if modifier not in "-+?#%":
             raise DockerfileError(f"unsupported modifier ({sign}) in substitution")
         word = self._operand("}", raw=modifier in "#%", missing="'}'")
-        value = self._get(name)
+        value = self._get(name, provided=modifier in "-+?")
         if value is None and self.keep_unset:
             return f"${{{name}{sign}{word}}}"
         if modifier in "#%":
