@@ -84,7 +84,8 @@ def write_files(parts: Sequence[Part], out: Callable[[bytes], object], *, epoch:
                 for file, found in listing.entries:
                     packer.add(listing.fd, file, prefix + b"/" + file if prefix else file, found)
         for name, data in part.files.items():
-            entry = Entry(base + b"/" + name.encode() if base else name.encode(), Kind.FILE)
+            path = name.encode()
+            entry = Entry(base + b"/" + path if base else path, Kind.FILE)
             entry.mode, entry.size, entry.mtime = 0o600, len(data), epoch
             writer.add(entry, [data])
     writer.finish()
