@@ -112,7 +112,7 @@ class _Hasher:
         self._count = 0
 
     def add(self, root: int, chosen: Chosen, selection: Selection, *, contents: bool) -> None:
-        self._whole.update(b"chosen\0" + (chosen.name if selection.by_wildcard else b"") + b"\0")
+        self._whole.update(b"/" + (chosen.name if selection.by_wildcard else b"") + b"\0")
         try:
             if chosen.directory:
                 self._directory(root, chosen, selection, contents=contents)

@@ -72,14 +72,15 @@ class Copier:
 
     def _directory(self, visit: Visit, path: bytes, source: bytes) -> None:
         made = self._make(path)
+        found = os.fstat(visit.fd)
         try:
             if made or visit.path:
                 with closing(open_directory(self._target, path)) as fd:
-                    found = os.fstat(visit.fd)
                     self._set_attributes(fd, found, kept_xattrs(visit.fd), path)
-                self._clock.copied_directory(path, found.st_mtime_ns)
         except OSError as exc:
             raise refused(f"cannot copy {shown(source)}", exc, shown(path)) from exc
+        if source:  # the time of a context's root is when it was sent
+            self._clock.copied_directory(path, found.st_mtime_ns)
         if visit.files:
             self._files(visit, path, source)
 

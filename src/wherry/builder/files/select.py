@@ -91,7 +91,7 @@ def matches(root: int, pattern: str, *, follow: bool) -> Iterator[bytes]:
     base = resolve(root, start, follow=follow)
     found = lstat(root, base)
     if found is None:
-        raise _missing(root, start)
+        raise _missing(root, start, wanted=os.fsencode(pattern))
     if not stat.S_ISDIR(found.st_mode):
         return
     stack = [(b"", 0)]  # directories to look into, and which part of the pattern their entries must match
@@ -110,10 +110,10 @@ def matches(root: int, pattern: str, *, follow: bool) -> Iterator[bytes]:
         ]
 
 
-def _missing(root: int, path: bytes) -> NotFound:
-    """BuildKit's words, and the name that may have been meant."""
+def _missing(root: int, path: bytes, *, wanted: bytes = b"") -> NotFound:
+    """BuildKit's words, and the name that may have been meant. `wanted` says it better than `path`, which is missing."""
     meant = _near(root, path)
-    return NotFound(f'"{shown(path)}": not found' + (f" (did you mean {shown(meant)}?)" if meant else ""))
+    return NotFound(f'"{shown(wanted or path)}": not found' + (f" (did you mean {shown(meant)}?)" if meant else ""))
 
 
 def _near(root: int, path: bytes) -> bytes:
