@@ -55,7 +55,7 @@ def pinpoint(location: Location, word: str) -> Location:
     return location
 
 
-def excerpt(location: Location) -> str:
+def excerpt(location: Location, *, column: bool = True) -> str:
     """`Dockerfile:3:5` and the lines around, those meant marked with `>>>`, as BuildKit's clients print it."""
     if not location.ranges:
         return location.filename
@@ -64,7 +64,7 @@ def excerpt(location: Location) -> str:
     marked = {line for part in location.ranges for line in range(part.start, min(part.end, len(lines)) + 1)}
     around = AROUND if first.start == last.end else 1
     shown = range(max(1, first.start - around), min(len(lines), last.end + around) + 1)
-    place = f"{location.filename}:{first.start}" + (f":{first.column}" if first.column else "")
+    place = f"{location.filename}:{first.start}" + (f":{first.column}" if column and first.column else "")
     rule = "-" * 20
     body = [f" {line:3d} | {'>>>' if line in marked else '   '} {lines[line - 1].rstrip()}" for line in shown]
     return "\n".join([place, rule, *body, rule])
