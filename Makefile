@@ -5,7 +5,7 @@ VENV := .venv/bin
 # Kernel and compat tests, the demo and the benchmark make namespaces and mounts: as another user than root, by sudo.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
 
-.PHONY: help install install-test demo check format test proto bench bench-images bench-registry clean
+.PHONY: help install install-test demo check format test proto bench bench-images bench-registry bench-build clean
 
 help:
 	@echo 'make demo              set the machine up, start a daemon, run a container, show every step, clean up'
@@ -17,6 +17,7 @@ help:
 	@echo 'make bench             the same commands against Wherry and against Debian'\''s dockerd, side by side'
 	@echo 'make bench-images      pull, push, load and save of a large image, likewise'
 	@echo 'make bench-registry    our registry against docker-registry'
+	@echo 'make bench-build       building, against dockerd with BuildKit'
 	@echo 'make install           system packages, .venv and the launcher .venv/bin/wherry'
 	@echo 'make clean             remove what the above made in this folder'
 
@@ -64,6 +65,10 @@ bench-images:
 bench-registry:
 	@scripts/install bench
 	$(VENV)/python bench/registry.py $(BENCH)
+
+bench-build:
+	@scripts/install bench
+	$(ROOT) $(VENV)/python bench/build.py $(BENCH)
 
 clean:
 	$(ROOT) rm -rf .venv .tools .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
