@@ -125,11 +125,11 @@ def _expose(config: ContainerConfig, rest: str) -> ContainerConfig:
     variables = _variables(config)
     for word in _need(rest, "EXPOSE").split():
         for spec in expand(word, variables).split():
-            ports |= {port: {} for port in _ports(spec)}
+            ports |= {port: {} for port in ports_of(spec)}
     return msgspec.structs.replace(config, exposed_ports=ports)
 
 
-def _ports(spec: str) -> list[str]:
+def ports_of(spec: str) -> list[str]:
     """`80`, `8000-8010/udp`; what stands before it, as `-p` has it, is left out."""
     container, slash, protocol = spec.rpartition(":")[2].partition("/")
     protocol = protocol.lower() if slash else "tcp"
@@ -187,11 +187,16 @@ def _stop_signal(config: ContainerConfig, rest: str) -> ContainerConfig:
     if len(rest.split()) != 1:
         raise InvalidParameter("STOPSIGNAL requires exactly one argument")
     found = expand(rest, _variables(config))
-    name = found.upper().removeprefix("SIG")
-    known = int(found) > 0 if found.isdecimal() and found.isascii() else f"SIG{name}" in signal.Signals.__members__
-    if not known and _REAL_TIME.match(name) is None:
-        raise InvalidParameter(f"invalid signal: {found[:100]}")
+    check_signal(found)
     return msgspec.structs.replace(config, stop_signal=found)
+
+
+def check_signal(text: str) -> None:
+    """Raises InvalidParameter unless `text` is a signal, by name or number."""
+    name = text.upper().removeprefix("SIG")
+    known = int(text) > 0 if text.isdecimal() and text.isascii() else f"SIG{name}" in signal.Signals.__members__
+    if not known and _REAL_TIME.match(name) is None:
+        raise InvalidParameter(f"invalid signal: {text[:100]}")
 
 
 def _health_check(config: ContainerConfig, rest: str) -> ContainerConfig:
