@@ -244,11 +244,10 @@ class Classic:
         yield {"stream": f" ---> {self._name}\n"}
 
     def _short(self, step: Step) -> str:
+        """The same in every build of these instructions; of a base image, its digest's beginning."""
         own = self._vertices.get(step.slot)
-        if own is None:
-            return _digits(f"{self._name} {step.text}")
-        pinned = _PINNED.search(own.name) if step.kind is Kind.BASE else None
-        return pinned[1] if pinned else short(own.key)
+        pinned = _PINNED.search(own.name) if own is not None and step.kind is Kind.BASE else None
+        return pinned[1] if pinned else _digits(f"{self._name} {step.text}")
 
 
 def _digits(text: str) -> str:

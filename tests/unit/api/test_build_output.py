@@ -54,8 +54,11 @@ def test_a_build_reads_like_dockerds() -> None:
         names=["one:latest"],
     )
     running = shown.partition("Running in ")[2][:12]
-    env = shown.partition("ENV a=b\n ---> ")[2][:12]
-    assert len(env.strip()) == 12
+    env, made, copied = (
+        shown.partition(f"{said}\n ---> ")[2][:12] for said in ("ENV a=b", f"container {running}", "COPY a /a")
+    )
+    assert len({env, made, copied}) == 3
+    assert all(len(name.strip()) == 12 for name in (env, made, copied))
     assert shown == (
         "Step 1/6 : ARG V=1\n"
         "Step 2/6 : FROM busybox\n"
@@ -67,9 +70,9 @@ def test_a_build_reads_like_dockerds() -> None:
         "made\n"
         "\x1b[91merr\n\x1b[0m"
         f"Removing intermediate container {running}\n"
-        " ---> 030000000000\n"
+        f" ---> {made}\n"
         "Step 5/6 : COPY a /a\n"
-        " ---> 040000000000\n"
+        f" ---> {copied}\n"
         'Step 6/6 : CMD ["sh"]\n'
         " ---> 111111111111\n"
         "Successfully built 111111111111\n"
