@@ -11,9 +11,12 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import msgspec
+
 from wherry.aio import acquire, settle
 from wherry.digest import Digest, is_digest
 from wherry.distribution.errors import Refused
+from wherry.distribution.referrers import list_referrers
 from wherry.distribution.repository import Repository, open_repository
 from wherry.distribution.upload import Blob, Outcome, Reports, has_manifest, put_manifest, upload
 from wherry.errors import Failed, InvalidParameter, NotFound, WherryError, first_of
@@ -108,9 +111,25 @@ async def push_document(
         async with open_repository(deps.registry, reference, auth, push=True) as repository:
             errand = Errand(deps=deps, repository=repository, progress=progress, sleep=sleep)
             await _send(errand, document, reference, Screen(progress))
+            for subject, entries in _referrers(document).items():
+                await list_referrers(repository, subject, entries, errand.reports())
     except Refused as exc:
         raise _translate(exc) from exc
     await _record(deps, document, reference)
+
+
+def _referrers(document: Document) -> dict[Digest, list[Descriptor]]:
+    """Subject -> the manifests that were attached to it."""
+    found: dict[Digest, list[Descriptor]] = {}
+    for each in document.walk():
+        if each.manifest is not None and each.manifest.subject is not None:
+            entry = msgspec.structs.replace(
+                each.raw.descriptor,
+                artifact_type=each.manifest.artifact_type or each.manifest.config.media_type,
+                annotations=each.manifest.annotations,
+            )
+            found.setdefault(each.manifest.subject.digest, []).append(entry)
+    return found
 
 
 def _references(deps: Deps, named: Reference) -> list[Reference]:
