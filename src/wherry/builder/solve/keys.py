@@ -8,8 +8,6 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-import msgspec
-
 from wherry.builder.graph import Copy, Exec, Files, FileStep, Limits, Op, Remove, Vertex
 from wherry.spec.image import Platform
 
@@ -22,22 +20,17 @@ def step_key(vertex: Vertex, identities: Sequence[str]) -> str:
     parts = [
         VERSION,
         type(vertex.op).__name__,
-        _encode(_essence(vertex.op)),
+        repr(_essence(vertex.op)),
         _platform(platform) if isinstance(vertex.op, Exec) else "",
         *identities,
     ]
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode("utf-8", "surrogateescape")
-        digest.update(len(data).to_bytes(8, "big"))
-        digest.update(data)
-    return f"sha256:{digest.hexdigest()}"
+    return _digest(parts)
 
 
 def selection_key(identity: str, action: Copy) -> str:
     """What the checksum of the files `action` takes from the tree `identity` is remembered by."""
-    document = _encode((VERSION, identity, replace(action, target="", owner=None, mode="", timestamp=-1)))
-    return f"sha256:{hashlib.sha256(document.encode('utf-8', 'surrogateescape')).hexdigest()}"
+    taken = replace(action, target="", owner=None, mode="", timestamp=-1)
+    return _digest([VERSION, identity, repr(taken)])
 
 
 def ingredients(
@@ -56,7 +49,12 @@ def ingredients(
                 found[f"ENV {name}"] = value
     if vertex.ignore_cache:
         found["no-cache"] = ""
-    return found
+    return {as_text(name): as_text(value) for name, value in found.items()}
+
+
+def as_text(text: str) -> str:
+    """What a file or a variable holds, as text that can be written down, whatever its bytes are."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _essence(op: Op) -> Op:
@@ -81,9 +79,11 @@ def _platform(platform: Platform) -> str:
     return "/".join((platform.os, platform.architecture, platform.variant))
 
 
-def _encode(value: object) -> str:
-    return msgspec.json.encode(value, enc_hook=_plain).decode("utf-8", "surrogateescape")
-
-
-def _plain(value: object) -> object:
-    raise TypeError(f"no form for a cache key: {type(value).__name__}")
+def _digest(parts: Sequence[str]) -> str:
+    """Of several texts, which may hold anything."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "big"))
+        digest.update(data)
+    return f"sha256:{digest.hexdigest()}"

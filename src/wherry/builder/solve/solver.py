@@ -47,7 +47,7 @@ from wherry.builder.run.program import OnError, run
 from wherry.builder.solve.cache import Cache
 from wherry.builder.solve.changes import Changes, view
 from wherry.builder.solve.flights import Flights
-from wherry.builder.solve.keys import ingredients, selection_key, step_key
+from wherry.builder.solve.keys import as_text, ingredients, selection_key, step_key
 from wherry.builder.solve.seal import seal
 from wherry.builder.trees import SCRATCH, Directory, Result, Tree
 from wherry.errors import InvalidParameter, NotFound, WherryError, first_of
@@ -361,7 +361,7 @@ class Solve:
             checksums = result.checksums if isinstance(result, Directory) else {}
             known = self._shared.checksums.of(Source(root=root, identity=result.identity, checksums=checksums))
             found = checksum(root, action, select(root, action), known)
-            return found.digest, found.files
+            return found.digest, {as_text(name): checksum for name, checksum in found.files.items()}
 
     # --- work ---------------------------------------------------------------------------------------------------------
 
