@@ -7,6 +7,7 @@ image may bring triggers (ONBUILD) that need further stages and images, so that 
 import asyncio
 from collections.abc import Iterator, Mapping
 
+from wherry.builder.dockerfile import lint
 from wherry.builder.dockerfile.convert.copying import absolute, transfer, workdir
 from wherry.builder.dockerfile.convert.drawing import Tree
 from wherry.builder.dockerfile.convert.platforms import platform_arguments
@@ -90,6 +91,15 @@ class Resolving:
         """Names that ARG declares, in whatever stage."""
         steps = [step.instruction for building in self._buildings for step in building.steps]
         return {arg.name for each in steps if isinstance(each, Arg) for arg in each.args}
+
+    @property
+    def bases(self) -> dict[int, lint.Base]:
+        """What the images set that stages are built on, by the number of the stage."""
+        found = {}
+        for number, base in self._begun.items():
+            shell = base.config is not None and bool(base.config.config.shell)
+            found[number] = lint.Base(env=variables(base.config), shell=shell)
+        return found
 
     # --- stages as the file has them ----------------------------------------------------------------------------------
 
@@ -355,13 +365,13 @@ def _inherit(building: Building, base: Building) -> None:
     building.config = base.config
     building.change(on_build=None)  # has been done
     building.author = base.author
-    building.image, building.image_platform = base.image, base.image_platform
+    building.bottom, building.image, building.image_platform = base.bottom, base.image, base.image_platform
     building.history = list(base.history)
     building.scope = base.scope.copy()
 
 
 def _start(building: Building, base: Base) -> None:
-    building.tree = base.tree
+    building.tree = building.bottom = base.tree
     building.image = base.image
     config = base.config
     if config is None:

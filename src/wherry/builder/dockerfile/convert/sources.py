@@ -21,9 +21,11 @@ from wherry.spec.image import ImageConfig, Platform, decode_config
 
 SCRATCH = "scratch"
 CONTEXT = "context"
+IGNORE = ".dockerignore"
 _RESERVED = (SCRATCH, CONTEXT)  # names that a named context never replaces
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 REFERENCE = "<reference>"  # in a label
+Texts = tuple[str, ...]
 _GIT_AT = re.compile(r"git@[^/]*:")
 
 
@@ -102,9 +104,9 @@ class Sources:
         source = self._local(self._options.context_local, self._options.context_local, exclude=self.ignore)
         return self._drawing.local(source, "[internal] load build context")
 
-    def _local(self, name: str, shared_key: str, *, exclude: tuple[str, ...] = ()) -> LocalSource:
+    def _local(self, name: str, shared_key: str, *, exclude: Texts = (), follow: Texts = ()) -> LocalSource:
         session = self._options.sessions.get(name, "")
-        return LocalSource(name=name, session=session, exclude=exclude, shared_key=shared_key)
+        return LocalSource(name=name, session=session, exclude=exclude, follow=follow, shared_key=shared_key)
 
     def named(self, name: str, platform: Platform) -> tuple[str, NamedContext] | None:
         """The named context that stands for `name`, with what the user called it."""
@@ -195,9 +197,9 @@ class Sources:
 
     async def _directory(self, key: str, name: str, where: str) -> LocalDraft:
         shared = f"context:{key}-"
-        asked = self._local(name, f"{shared}.dockerignore")
+        asked = self._local(name, f"{shared}{IGNORE}", follow=(IGNORE,))
         if asked not in self._ignores:
-            data = await self._resolver.ignore_file(asked, title=f"{where} load .dockerignore")
+            data = await self._resolver.ignore_file(asked, title=f"{where} load {IGNORE}")
             self._ignores[asked] = read_ignore(data)
         source = self._local(name, shared + self._options.shared_keys.get(key, ""), exclude=self._ignores[asked])
         return self._drawing.local(source, f"{where} load from client")

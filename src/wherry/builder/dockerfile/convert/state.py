@@ -67,7 +67,8 @@ class Building:
     tree: Tree = None
     config: ContainerConfig = field(default_factory=ContainerConfig)
     author: str = ""
-    image: ResolvedImage | None = None  # at the very bottom
+    bottom: Tree = None  # what the first stage of a chain of stages begins with
+    image: ResolvedImage | None = None  # and the image it is
     image_platform: Platform | None = None  # what the config below says
     history: list[Entry] = field(default_factory=list)
     scope: Scope = field(default_factory=Scope)

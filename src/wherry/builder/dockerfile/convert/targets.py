@@ -1,7 +1,9 @@
 """All platforms of a build: what is to be evaluated, and what the images say besides their layers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from wherry.builder.dockerfile import lint
 from wherry.builder.dockerfile.convert.drawing import Drawing
 from wherry.builder.dockerfile.convert.resolving import Resolving, global_arguments
 from wherry.builder.dockerfile.convert.scope import predefined
@@ -32,6 +34,7 @@ class Target:
     author: str
     history: tuple[HistoryEntry, ...]
     base: ResolvedImage | None  # the image at the bottom
+    base_output: Output | None  # its tree, or that of the context in its place
     stage: str  # name or number
 
 
@@ -39,6 +42,7 @@ class Target:
 class Conversion:
     targets: tuple[Target, ...]  # one for each platform asked for, in order
     unused_arguments: tuple[str, ...]  # build arguments that mean nothing to any stage
+    bases: Mapping[int, lint.Base]  # of stages that were needed, by number: what checks want to know
 
 
 async def convert(
@@ -60,7 +64,8 @@ async def convert(
     sources = Sources(resolver, options, drawing, context=context, ignore=ignore)
     wanted = list(options.platforms) or [host]
     buildings = []
-    known = set()
+    known: set[str] = set()
+    bases: dict[int, lint.Base] = {}
     for platform in wanted:
         common = Common(
             options=options,
@@ -74,12 +79,14 @@ async def convert(
         resolving = Resolving(dockerfile, common)
         buildings.append(await resolving.build(stage))
         known |= common.global_args.keys() | resolving.arguments
+        bases |= resolving.bases
     drawing.finish()
     return Conversion(
         targets=tuple(_target(building, drawing) for building in buildings),
         unused_arguments=tuple(
             name for name in sorted(options.build_args) if name not in known and not predefined(name)
         ),
+        bases=bases,
     )
 
 
@@ -97,6 +104,7 @@ def _target(building: Building, drawing: Drawing) -> Target:
             for entry in building.history
         ),
         base=building.image,
+        base_output=drawing.output(building.bottom),
         stage=building.name,
     )
 
