@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from wherry.builder.files.paths import below, resolve
 from wherry.builder.graph import Owner
 from wherry.errors import InvalidParameter
+from wherry.kernel.files import closing
 
 _ID_MAX = (1 << 32) - 2
 _FILE_MAX = 4 << 20  # bytes of passwd and group that are read
@@ -67,7 +68,7 @@ def _lines(tree: int | None, path: str, name: str) -> Iterator[list[str]]:
         fd = os.open(resolve(tree, below(path)), flags, dir_fd=tree)
     except OSError:
         return
-    with open(fd, "rb") as file:
-        if stat.S_ISREG(os.fstat(fd).st_mode):
-            for line in file.read(_FILE_MAX).decode("utf-8", "surrogateescape").split("\n"):
-                yield line.strip().split(":")
+    with closing(fd):
+        text = os.pread(fd, _FILE_MAX, 0) if stat.S_ISREG(os.fstat(fd).st_mode) else b""
+    for line in text.decode("utf-8", "surrogateescape").split("\n"):
+        yield line.strip().split(":")

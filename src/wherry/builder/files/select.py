@@ -111,7 +111,7 @@ def matches(root: int, pattern: str, *, follow: bool) -> Iterator[bytes]:
 
 
 def _missing(root: int, path: bytes, *, wanted: bytes = b"") -> NotFound:
-    """BuildKit's words, and the name that may have been meant. `wanted` says it better than `path`, which is missing."""
+    """BuildKit's words, and the name that may have been meant; `wanted` is what was said, if it is more than `path`."""
     meant = _near(root, path)
     return NotFound(f'"{shown(wanted or path)}": not found' + (f" (did you mean {shown(meant)}?)" if meant else ""))
 
