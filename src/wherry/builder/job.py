@@ -13,14 +13,20 @@ from typing import Any, Protocol, TypeVar
 
 from wherry import ids
 from wherry.aio import finish
+from wherry.builder import loading
 from wherry.builder.bringing import JobSources
 from wherry.builder.client import Client
 from wherry.builder.deps import Deps
 from wherry.builder.dockerfile import errors
+from wherry.builder.dockerfile.convert.sources import ResolvedImage
+from wherry.builder.dockerfile.convert.targets import Target
 from wherry.builder.dockerfile.errors import DockerfileError
-from wherry.builder.graph import Location, Output
+from wherry.builder.dockerfile.frontend import answer, build_targets
+from wherry.builder.export import outputs
+from wherry.builder.export.work import Variant, Work
+from wherry.builder.graph import GitSource, ImageSource, LocalSource, Location, Output, ResolveMode, Vertex
 from wherry.builder.log import BuildLog
-from wherry.builder.options import CacheTransfer, Export, Options
+from wherry.builder.options import CacheTransfer, Call, Export, Options
 from wherry.builder.records.record import Failure, Produced, Status
 from wherry.builder.records.store import Records
 from wherry.builder.run.program import OnError
@@ -28,10 +34,12 @@ from wherry.builder.solve.cache import Cache
 from wherry.builder.solve.solver import Shared, Solve
 from wherry.builder.sources.git import GitStore
 from wherry.builder.sources.http import HttpStore
-from wherry.builder.trees import Result
-from wherry.errors import WherryError
+from wherry.builder.sources.urls import parse_git
+from wherry.builder.trees import SCRATCH, Directory, Result, Tree
+from wherry.errors import InvalidParameter, WherryError
 from wherry.images.garbage import leased
-from wherry.spec.image import Platform
+from wherry.spec.engine import ContainerConfig
+from wherry.spec.image import Platform, host_platform
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -45,7 +53,7 @@ class BuiltPlatform:
     platform: Platform
     output: Output | None
     result: Result
-    target: "Target | None" = None  # of a Dockerfile: its config and history
+    target: Target | None = None  # of a Dockerfile: its config and history
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +149,25 @@ class Job:
         """Give the results where they are wanted; BuildKit's response keys."""
         return await self._watched(self._export(built, exports, cache_exports))
 
+    async def _frontend(self, options: Options) -> Built:
+        solve = self.solver(options.epoch)
+        definition, key = await loading.load(solve, options, self.sources.unpack)
+        resolver = _Resolver(self.sources, solve)
+        if options.call is not Call.BUILD:
+            return Built(options=options, metadata=await answer(definition, options, resolver, host=host_platform()))
+        targets = await build_targets(
+            definition, options, resolver, host=host_platform(), warn=self.log.add, vertex=key
+        )
+        results = await solve.results([target.output for target in targets])
+        return Built(
+            platforms=tuple(
+                self._hand_out(target.platform, target.output, result, target)
+                for target, result in zip(targets, results, strict=True)
+            ),
+            multi=options.multi_platform or len(targets) > 1,
+            options=options,
+        )
+
     async def _graph(self, wanted: Sequence[tuple[Platform, Output | None]], epoch: int | None) -> Built:
         results = await self.solver(epoch).results([output for _, output in wanted])
         return Built(
@@ -152,7 +179,7 @@ class Job:
         )
 
     def _hand_out(
-        self, platform: Platform, output: Output | None, result: Result, target: "Target | None" = None
+        self, platform: Platform, output: Output | None, result: Result, target: Target | None = None
     ) -> BuiltPlatform:
         built = BuiltPlatform(id=ids.generate()[:25], platform=platform, output=output, result=result, target=target)
         self._house.hand_out(built)
@@ -174,6 +201,55 @@ class Job:
             raise
         finally:
             self._tasks.discard(task)
+
+    # --- exports ------------------------------------------------------------------------------------------------------
+
+    async def _export(
+        self, built: Built, exports: Sequence[Export], cache_exports: Sequence[CacheTransfer]
+    ) -> dict[str, str]:
+        outputs.check(exports)
+        response: dict[str, str] = {}
+        if exports:
+            work = await self._work(built)
+            for number, each in enumerate(exports):
+                outcome = await outputs.export(work, each, number)
+                response = {**outcome.response, **response}
+                self.produced += outcome.results
+        return response
+
+    async def _work(self, built: Built) -> Work:
+        variants = [await self._variant(each, built.options) for each in built.platforms]
+        return Work(
+            deps=self._deps,
+            lease=self.lease,
+            client=self.client,
+            log=self.log,
+            variants=variants,
+            bring=lambda tree: self.sources.bring(tree, self.log.add, ""),
+            epoch=await self.solver().epoch(),
+            indexed=built.multi,
+        )
+
+    async def _variant(self, built: BuiltPlatform, options: Options) -> Variant:
+        (tree,) = await self.solver().results([built.output], files=True) if built.output else (built.result,)
+        if isinstance(tree, Directory):
+            raise InvalidParameter("a directory of files cannot be an image: copy it into a stage")
+        target = built.target
+        if target is None:
+            return Variant(platform=built.platform, tree=tree, config=ContainerConfig())
+        return Variant(
+            platform=target.platform,
+            tree=tree,
+            config=target.config,
+            history=[entry.history for entry in target.history],
+            author=target.author,
+            base=await self._base(target),
+        )
+
+    async def _base(self, target: Target) -> Tree:
+        """What a result begins from."""
+        (found,) = await self.solver().results([target.base_output])
+        return found if isinstance(found, Tree) else SCRATCH
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -240,6 +316,40 @@ class Job:
             excerpt=errors.excerpt(at) if at is not None else "",
             vertex=self.failed_vertex,
         )
+
+
+class _Resolver:
+    """What reading a Dockerfile asks for: see `convert.sources.Resolver`."""
+
+    def __init__(self, sources: JobSources, solve: Solve) -> None:
+        self._sources, self._solve = sources, solve
+        self._told: set[tuple[ImageSource, str]] = set()
+
+    async def image(
+        self, reference: str, platform: Platform, mode: ResolveMode, *, store: str, title: str
+    ) -> ResolvedImage:
+        source = ImageSource(reference=reference, mode=mode, store=store)
+        async with AsyncExitStack() as told:
+            if (source, str(platform)) not in self._told:
+                self._told.add((source, str(platform)))
+                vertex = Vertex(op=source, name=title, platform=platform)
+                await told.enter_async_context(self._solve.telling(vertex))
+            found = await self._sources.resolve(source, platform)
+        return ResolvedImage(
+            reference=found.reference,
+            digest=None if found.local else found.digest,
+            image_id=found.image_id,
+            config=found.config,
+        )
+
+    async def ignore_file(self, source: LocalSource, *, title: str) -> bytes:
+        return await loading.ignore_file(self._solve, source, title=title)
+
+    def git(
+        self, text: str, *, context: bool = False, keep_git_directory: bool = False, checksum: str = ""
+    ) -> GitSource | None:
+        url = parse_git(text, context=context)
+        return None if url is None else url.source(keep_git_directory=keep_git_directory, checksum=checksum)
 
 
 def _status(error: BaseException | None) -> Status:

@@ -11,9 +11,9 @@ The files are the client's: read beneath their directory, whatever their links s
 import os
 import stat
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from wherry.aio import settle
+from wherry.builder.dockerfile.frontend import Definition
 from wherry.builder.graph import HttpSource, LocalSource, Output, Vertex
 from wherry.builder.options import Options
 from wherry.builder.solve.solver import Solve
@@ -28,16 +28,10 @@ DEFAULT = "Dockerfile"
 Unpack = Callable[[str, Directory | None], Awaitable[tuple[Output, bool]]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Definition:
-    filename: str
-    data: bytes
-    ignore: bytes | None  # None: the context has it, a directory of the client's
-    context: Output | None  # of a context that is no directory of the client's
+async def load(solve: Solve, options: Options, unpack: Unpack) -> tuple[Definition, str]:
+    """The definition, and the key in the log of what it was loaded by.
 
-
-async def load(solve: Solve, options: Options, unpack: Unpack) -> Definition:
-    """`unpack(url, file)` gives what an archive holds (`file`, or what is uploaded as `url`) and whether it was no
+    `unpack(url, file)` gives what an archive holds (`file`, or what is uploaded as `url`) and whether it was no
     archive but a Dockerfile. Raises NotFound in BuildKit's words when there is no Dockerfile.
     """
     filename = options.filename or DEFAULT
@@ -54,7 +48,8 @@ async def load(solve: Solve, options: Options, unpack: Unpack) -> Definition:
     if ignore is None and context is not None:
         async with solve.opened(context) as root:
             ignore = await settle(read_file, root, ".dockerignore") or b""
-    return Definition(filename=filename, data=data, ignore=ignore, context=context)
+    definition = Definition(filename=filename, data=data, ignore=ignore, context=context)
+    return definition, solve.shown(files.vertex)
 
 
 async def ignore_file(solve: Solve, source: LocalSource, *, title: str) -> bytes:

@@ -210,6 +210,8 @@ class Solve:
                 return await self._step(vertex, solid=solid)
             case TreeSource():
                 return {0: await self._sources.tree(vertex.op)}
+            case ImageSource():
+                return {0: await self._image(vertex, vertex.op)}
             case _:
                 async with self.telling(vertex):
                     return {0: await self._source(vertex)}
@@ -234,8 +236,6 @@ class Solve:
     async def _source(self, vertex: Vertex) -> Result:
         key = self.shown(vertex)
         match vertex.op:
-            case ImageSource():
-                return await self._sources.image(vertex.op, vertex)
             case LocalSource():
                 return await self._local(vertex.op, key)
             case GitSource():
@@ -243,6 +243,19 @@ class Solve:
             case HttpSource():
                 return await self._sources.http(vertex.op, self._log.add, key)
         raise AssertionError(f"no source: {vertex.op}")
+
+    async def _image(self, vertex: Vertex, source: ImageSource) -> Tree:
+        """By name only: its layers are brought when somebody opens them."""
+        started = time.time_ns()
+        try:
+            tree = await self._sources.image(source, vertex)
+        except Exception as exc:
+            self.failed = self.failed or vertex
+            self.tell(vertex, started=started, completed=time.time_ns(), error=str(exc))
+            raise
+        here = tree.chain is None or await settle(self._deps.snapshots.has, tree.chain)
+        self.tell(vertex, started=started, completed=time.time_ns(), cached=here)
+        return tree
 
     async def _local(self, source: LocalSource, key: str) -> Directory:
         started, last = time.time_ns(), 0
