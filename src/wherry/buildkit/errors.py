@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError, StreamTerminatedError
 
+from wherry.builder.dockerfile.errors import DockerfileError
 from wherry.builder.graph import Location
 from wherry.buildkit import bk_pb2 as pb
 from wherry.errors import (
@@ -65,13 +66,14 @@ def grpc_error(exc: BaseException, what: str, *, code: Status | None = None) -> 
     return GRPCError(code or Status.INTERNAL, f"{what}: internal error: {exc}")
 
 
-def details(exc: WherryError) -> list[pb.RpcAny]:
-    """Where in the user's file the error is, and which vertex failed."""
+def details(exc: WherryError, *, location: Location | None = None, vertex: str = "") -> list[pb.RpcAny]:
+    """Where in the user's file the error is, which the error itself may know better, and which vertex failed."""
     found = []
-    location, vertex = getattr(exc, "location", None), getattr(exc, "vertex", "")
-    if isinstance(vertex, str) and vertex:
+    if isinstance(exc, DockerfileError):
+        location = exc.location or location
+    if vertex:
         found.append(pb.RpcAny(type_url=VERTEX, value=msgspec.json.encode({"digest": vertex})))
-    if isinstance(location, Location):
+    if location is not None:
         found.append(pb.RpcAny(type_url=SOURCE, value=_source(location)))
     return found
 

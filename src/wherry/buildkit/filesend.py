@@ -40,9 +40,11 @@ async def send_stream(session: Session, exporter: int, metadata: Mapping[str, st
             pass
 
 
-async def send_directory(session: Session, exporter: int, root: Path, transferred: Transferred) -> None:
-    """The files below `root`, into the destination directory."""
-    sender = Sender(root)
+async def send_directory(
+    session: Session, exporter: int, root: Path, transferred: Transferred, *, prefix: str = ""
+) -> None:
+    """The files below `root`, into the destination directory or below `prefix` in it; what is there stays."""
+    sender = Sender(root, prefix)
     headers = _headers(exporter, {})
     async with session.talk(DIFF_COPY, pb.Packet, pb.Packet, what="copying files", headers=headers) as stream:
         pipe = Pipe(stream)
@@ -101,9 +103,10 @@ def _pieces(number: int, data: bytes) -> list[bytes]:
 class Sender:
     """Walks a tree that nobody changes, and remembers which number is which file. Blocking."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, prefix: str = "") -> None:
         self._root = os.fsencode(root)
-        self._walk = self._entries(b"")
+        self._prefix = [name for name in os.fsencode(prefix).split(b"/") if name]
+        self._walk = self._from_top()
         self._files: dict[int, bytes] = {}
         self._names: dict[tuple[int, int], str] = {}  # of files with several: (device, inode) -> the first
         self._count = 0
@@ -111,8 +114,8 @@ class Sender:
     def list(self) -> list[bytes]:
         """The next entries as packets; [] after the last. Raises InvalidParameter for a name gRPC cannot carry."""
         found = []
-        for path, info in self._walk:
-            found.append(self._packet(path, info))
+        for path, full, info in self._walk:
+            found.append(self._packet(path, full, info))
             if len(found) >= _BATCH:
                 break
         return found
@@ -127,6 +130,14 @@ class Sender:
     def close(self) -> None:
         self._walk.close()
 
+    def _from_top(self) -> Generator[tuple[bytes, bytes, os.stat_result], None, None]:
+        """Path as the client gets it, path on disk, what is there."""
+        info = os.stat(self._root)
+        for depth in range(len(self._prefix)):
+            yield b"/".join(self._prefix[: depth + 1]), self._root, info
+        for path, found in self._entries(b""):
+            yield b"/".join([*self._prefix, path]), self._root + b"/" + path, found
+
     def _entries(self, below: bytes) -> Generator[tuple[bytes, os.stat_result], None, None]:
         with os.scandir(self._root + b"/" + below if below else self._root) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
@@ -137,7 +148,7 @@ class Sender:
             if stat.S_ISDIR(info.st_mode):
                 yield from self._entries(path)
 
-    def _packet(self, path: bytes, info: os.stat_result) -> bytes:
+    def _packet(self, path: bytes, full: bytes, info: os.stat_result) -> bytes:
         try:
             name = path.decode()
         except UnicodeDecodeError:
@@ -148,7 +159,6 @@ class Sender:
         entry = pb.Stat(
             path=name, mode=to_go(info.st_mode), uid=info.st_uid, gid=info.st_gid, mod_time=info.st_mtime_ns
         )
-        full = self._root + b"/" + path
         if stat.S_ISREG(info.st_mode):
             first = self._names.setdefault((info.st_dev, info.st_ino), name) if info.st_nlink > 1 else name
             if first == name:

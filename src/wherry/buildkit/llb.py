@@ -298,7 +298,7 @@ def _image(reference: str, attrs: Mapping[str, str]) -> ImageSource:
     except ValueError:
         raise InvalidParameter(f"invalid image.resolvemode {attrs['image.resolvemode'][:50]!r}") from None
     return ImageSource(
-        reference=str(found),
+        reference=str(found.tagged()),
         digest=digests.parse(checksum) if checksum else found.digest,
         mode=mode,
     )

@@ -152,8 +152,8 @@ class SessionClient:
     async def send_stream(self, exporter: int, metadata: Mapping[str, str], data: AsyncIterator[bytes]) -> None:
         await filesend.send_stream(await self._session(), exporter, metadata, data)
 
-    async def send_directory(self, exporter: int, root: Path, transferred: Transferred) -> None:
-        await filesend.send_directory(await self._session(), exporter, root, transferred)
+    async def send_directory(self, exporter: int, root: Path, transferred: Transferred, *, prefix: str = "") -> None:
+        await filesend.send_directory(await self._session(), exporter, root, transferred, prefix=prefix)
 
     async def read_blob(self, store: str, digest: Digest) -> AsyncGenerator[bytes, None]:
         session = await self._session()
