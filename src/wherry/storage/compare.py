@@ -75,7 +75,7 @@ def _entry_differs(
         if stat.S_ISREG(expected.st_mode):
             with closing(open_file(old, base)) as one, closing(open_file(new, base)) as other:
                 return _fds_differ(one, other) or (
-                    "its content was altered" if contents and not _same_bytes(one, other) else ""
+                    "its content was altered" if contents and not same_bytes(one, other) else ""
                 )
     except FileNotFoundError:
         return "missing"
@@ -116,7 +116,8 @@ def _opaque(fd: int) -> bytes:
         return b""
 
 
-def _same_bytes(old: int, new: int) -> bool:
+def same_bytes(old: int, new: int) -> bool:
+    """Of two open files."""
     offset = 0
     while True:
         one, other = os.pread(old, _CHUNK, offset), os.pread(new, _CHUNK, offset)

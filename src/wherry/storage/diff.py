@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -29,6 +29,7 @@ from wherry.kernel.mount import Mount, open_detached
 from wherry.storage import compression
 from wherry.storage.archive import show
 from wherry.storage.archive_writer import Out, TarWriter
+from wherry.storage.compare import same_bytes
 from wherry.storage.compression import Limits
 from wherry.storage.confined import Errors, Order
 from wherry.storage.extract import OPAQUE, WHITEOUT, Whiteouts, is_whiteout, mark_opaque
@@ -387,6 +388,12 @@ def write_layer(snapshots: Snapshotter, chain: ChainID, out: Out) -> Written:
         return _write_changes(snapshots.whiteouts, upper, below, out)
 
 
+def write_difference(new: Sequence[Mount], old: Sequence[Mount], out: Out) -> Written:
+    """What the tree `new` has over the tree `old`, as one layer on it."""
+    with closing(open_detached(new)) as upper, closing(open_detached(old)) as below:
+        return _write_changes(Whiteouts.APPLY, upper, below, out)
+
+
 def _write_changes(
     whiteouts: Whiteouts, upper: int, below: int, out: Out, *, placeholders: frozenset[bytes] = frozenset()
 ) -> Written:
@@ -397,7 +404,7 @@ def _write_changes(
     if whiteouts is Whiteouts.OVERLAY:
         _pack_upper(packer, upper)
     else:
-        _pack_compared(packer, upper, _without(_compare(upper, below), upper, placeholders))
+        _pack_compared(packer, upper, _without(_compare(upper, below, contents=True), upper, placeholders))
     writer.finish()
     return Written(writer.diff_id, writer.size, packer.entries)
 
@@ -510,8 +517,8 @@ def _without(
         yield change, path
 
 
-def _compare(new: int, old: int) -> Iterator[tuple[Change, bytes]]:
-    """Differences between two trees; a directory comes before what is in it."""
+def _compare(new: int, old: int, *, contents: bool = False) -> Iterator[tuple[Change, bytes]]:
+    """Differences between two trees; a directory comes before what is in it. `contents` are read only if asked."""
     for listing in walk(new):
         prefix = listing.path + b"/" if listing.path else b""
         try:
@@ -525,7 +532,9 @@ def _compare(new: int, old: int) -> Iterator[tuple[Change, bytes]]:
                 was = before.pop(base, None)
                 if was is None:
                     yield Change.ADDED, prefix + base
-                elif _differs(found, was) or _content_differs(listing.fd, old_fd, base, found):
+                elif _differs(found, was) or _content_differs(
+                    listing.fd, old_fd, base, found, was if contents else None
+                ):
                     yield Change.MODIFIED, prefix + base
             yield from ((Change.DELETED, prefix + base) for base in before)
         finally:
@@ -566,8 +575,11 @@ def _differs(new: os.stat_result, old: os.stat_result) -> bool:
     return (new.st_mtime_ns, new.st_size, new.st_rdev) != (old.st_mtime_ns, old.st_size, old.st_rdev)
 
 
-def _content_differs(new_fd: int, old_fd: int, base: bytes, found: os.stat_result) -> bool:
-    """What lstat does not show: the target of a symbolic link, extended attributes."""
+def _content_differs(new_fd: int, old_fd: int, base: bytes, found: os.stat_result, was: os.stat_result | None) -> bool:
+    """What lstat does not show: the target of a symbolic link, extended attributes; and bytes, when `was` is given.
+
+    Times are set as people like (a build gives all files the same), but for ctime: with it one inode is one content.
+    """
     try:
         if stat.S_ISLNK(found.st_mode):
             return os.readlink(base, dir_fd=new_fd) != os.readlink(base, dir_fd=old_fd)
@@ -577,7 +589,12 @@ def _content_differs(new_fd: int, old_fd: int, base: bytes, found: os.stat_resul
     except OSError:
         return True
     try:
-        return kept_xattrs(new) != kept_xattrs(old)
+        if kept_xattrs(new) != kept_xattrs(old):
+            return True
+        if was is None or not stat.S_ISREG(found.st_mode):
+            return False
+        same_inode = (found.st_ino, found.st_ctime_ns) == (was.st_ino, was.st_ctime_ns)
+        return not same_inode and not same_bytes(old, new)
     finally:
         os.close(new)
         os.close(old)
