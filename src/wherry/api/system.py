@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from aiohttp import web
 
 from wherry.api import host
+from wherry.api.build import cache_usage
 from wherry.api.call import Call
 from wherry.api.images import container_ids
 from wherry.api.registries import describe
@@ -35,7 +36,7 @@ async def ping(call: Call) -> web.StreamResponse:
     headers = {
         **call.headers,
         **_NO_CACHE,
-        "Builder-Version": "1",  # not "2": BuildKit is not there, and clients would send builds its way
+        "Builder-Version": "2",  # BuildKit's: what older clients go by
         "Swarm": "inactive",
         "Content-Type": "text/plain; charset=utf-8",
     }
@@ -170,5 +171,5 @@ async def disk_usage(call: Call) -> web.StreamResponse:
     if "volume" in asked:
         found["Volumes"] = await services.volumes.disk_usage()
     if "build-cache" in asked:
-        found["BuildCache"] = []
+        found["BuildCache"] = await cache_usage(call)
     return call.reply(found)

@@ -13,6 +13,7 @@ from wherry.aio import settle
 from wherry.builder.build import Built, BuiltPlatform
 from wherry.builder.graph import ImageSource, Location, Range, ResolveMode
 from wherry.builder.log import WarningEvent
+from wherry.builder.trees import Tree
 from wherry.buildkit import bk_pb2 as pb
 from wherry.buildkit import capabilities, llb
 from wherry.buildkit.builds import Build, Builds, check_frontend
@@ -23,10 +24,12 @@ from wherry.buildkit.workers import worker
 from wherry.errors import InvalidParameter, NotFound
 from wherry.kernel.files import closing, openat2
 from wherry.reference import parse as parse_reference
-from wherry.spec.image import Platform, host_platform, normalize
+from wherry.spec.engine import ContainerConfig
+from wherry.spec.image import Platform, encode_config, host_platform, normalize
 
 BRIDGE = "/moby.buildkit.v1.frontend.LLBBridge/"
 BUILD_ID = "buildkit-controlapi-buildid"
+CONFIG = "containerimage.config"  # of the metadata of a result
 MAX_READ = 16 << 20  # bytes of one answer
 
 
@@ -179,14 +182,29 @@ def as_result(built: Built) -> pb.GwResult:
     if not built.multi:
         (only,) = built.platforms
         result.ref.CopyFrom(_ref(only))
+        result.metadata[CONFIG] = _config(only)
         return result
     listed = []
     for each in built.platforms:
         name = str(each.platform)
         result.refs.refs[name].CopyFrom(_ref(each))
+        result.metadata[f"{CONFIG}/{name}"] = _config(each)
         listed.append({"ID": name, "Platform": msgspec.to_builtins(each.platform)})
     result.metadata["refs.platforms"] = msgspec.json.encode({"Platforms": listed})
     return result
+
+
+def _config(built: BuiltPlatform) -> bytes:
+    """The image config that a build from this result begins with; times and the final history are the export's."""
+    target, tree = built.target, built.result
+    return encode_config(
+        config=target.config if target is not None else ContainerConfig(),
+        platform=built.platform,
+        diff_ids=[layer.diff_id for layer in tree.layers] if isinstance(tree, Tree) else [],
+        history=[entry.history for entry in target.history] if target is not None else [],
+        created="",
+        author=target.author if target is not None else "",
+    )
 
 
 def _ref(built: BuiltPlatform) -> pb.GwRef:

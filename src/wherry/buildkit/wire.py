@@ -11,6 +11,7 @@ grpclib's inside is used in this file only.
 """
 
 import asyncio
+import logging
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -45,6 +46,8 @@ _MAX_FRAME = 16384  # bytes, HTTP/2's default, which we do not change
 _UPDATE = struct.Struct(">HBBBII")  # a WINDOW_UPDATE frame
 _PREFIX = struct.Struct(">BI")  # of a message: compressed, length
 _WINDOW_UPDATE = 8
+
+logging.getLogger("hpack").setLevel(logging.INFO)  # at DEBUG it tells of every byte of every header
 
 CONFIG = Configuration(http2_connection_window_size=CONNECTION_WINDOW, http2_stream_window_size=STREAM_WINDOW)
 

@@ -18,6 +18,7 @@ from wherry.aio import Background, KeyedLock, settle
 from wherry.api.services import EngineFacts, Services
 from wherry.builder import deps as building
 from wherry.builder.build import Builder
+from wherry.buildkit.doors import Doors
 from wherry.containers import deps as containers
 from wherry.containers.life.recover import recover as recover_containers
 from wherry.containers.live import LiveTable
@@ -142,6 +143,7 @@ async def open_engine(config: Config) -> Engine:
         volumes=volumes,
         events=events,
         facts=facts,
+        buildkit=Doors(builder),
     )
     rest = await settle(keep_rest, image_deps, data_root / "uploads")
     await recover_images(image_deps)
