@@ -168,8 +168,9 @@ class Build:
             self.returned.set_exception(self.failure(self._error) if self._error is not None else error)
             self.returned.exception()  # retrieved: nobody may be waiting
 
-    async def export(self, built: Built) -> dict[str, str]:
-        if not self.asked.exports and not self.asked.cache_exports:
+    async def export(self, built: Built) -> Mapping[str, str]:
+        """Nothing for the answer to a question, which has no result."""
+        if not built.platforms or not (self.asked.exports or self.asked.cache_exports):
             return {}
         job = await self.job()
         try:
@@ -263,8 +264,9 @@ class Builds:
         if not asked.session:
             return NoClient(), ""
         session = await self.sessions.get(asked.session)
-        about = [asked.attributes.get(key, "") for key in ("filename", "context", "contextsubdir")]
-        project = of("\0".join([session.shared_key or session.name, *about]).encode())
+        about = [asked.attributes.get(key, "") for key in ("filename", "context", "contextsubdir", "target")]
+        names = [_repository(each.attributes.get("name", "")) for each in asked.exports]
+        project = of("\0".join([session.shared_key or session.name, *about, *names]).encode())
         return SessionClient(self.sessions, asked.session, self.builder.contexts), project
 
     def _remember(self, ref: str) -> None:
@@ -276,6 +278,13 @@ class Builds:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _repository(names: str) -> str:
+    """Of the first name, without its tag, which may be another one for every build."""
+    first = names.partition(",")[0]
+    head, slash, last = first.rpartition("/")
+    return head + slash + last.partition(":")[0]
 
 
 def check_frontend(name: str) -> None:

@@ -6,7 +6,7 @@ it is left (the client's Ctrl-C resets it) the build ends.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 
 from grpclib.const import Status
 from grpclib.exceptions import GRPCError
@@ -115,13 +115,13 @@ class Control:
     # --- the cache ----------------------------------------------------------------------------------------------------
 
     async def disk_usage(self, request: pb.DiskUsageRequest, metadata: Metadata) -> pb.DiskUsageResponse:
-        found = await self._builder.usage(list(request.filter))
+        found = await self._builder.usage(_filters(request.filter))
         return pb.DiskUsageResponse(record=[_usage(each) for each in found])
 
     async def prune(self, request: pb.PruneRequest, metadata: Metadata) -> AsyncIterator[pb.UsageRecord]:
         options = PruneOptions(
             all=request.all,
-            filters=list(request.filter),
+            filters=_filters(request.filter),
             keep_duration=request.keep_duration,
             reserved=request.reserved_space,
             max_used=request.max_used_space,
@@ -133,11 +133,10 @@ class Control:
     # --- history ------------------------------------------------------------------------------------------------------
 
     async def history(self, request: pb.BuildHistoryRequest, metadata: Metadata) -> AsyncIterator[pb.BuildHistoryEvent]:
-        records = self._builder.records
+        records, filters = self._builder.records, _filters(request.filter)
         with records.watch() as changes:
-            for each in reversed(
-                records.history(list(request.filter), request.limit, ref=request.ref, active_only=request.active_only)
-            ):
+            found = records.history(filters, request.limit, ref=request.ref, active_only=request.active_only)
+            for each in reversed(found):
                 running = each.status is BuildStatus.RUNNING
                 yield pb.BuildHistoryEvent(type=_STARTED if running else _COMPLETE, record=_record(each))
             if request.early_exit:
@@ -173,6 +172,10 @@ def _asked(request: pb.SolveRequest) -> Asked:
         internal=request.internal,
         inputs=dict(request.frontend_inputs),
     )
+
+
+def _filters(given: Iterable[str]) -> list[str]:
+    return [each for each in given if each]  # buildx sends an empty one for none
 
 
 def _usage(usage: Usage) -> pb.UsageRecord:

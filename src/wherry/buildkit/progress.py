@@ -86,7 +86,7 @@ def _warning(event: WarningEvent) -> pb.VertexWarning:
     found = pb.VertexWarning(
         vertex=event.vertex,
         level=1,
-        short=f"{event.rule}: {event.short}".encode() if event.rule else event.short.encode(),
+        short=event.short.encode(),
         detail=[line.encode() for line in event.detail],
         url=event.url,
     )
