@@ -3,8 +3,8 @@
     frame   length of head, length of data (both uint32, big-endian), head (JSON), data (bytes)
 
 The client sends `build`, its request; the engine answers with `events` as the build goes on and ends with `result` or
-`failed`. In between the engine asks for what it needs. Each question has a number, which everything that belongs to it
-carries:
+`failed`. `cancel`, or the end of the client's sending, ends the build. In between the engine asks for what it needs.
+Each question has a number, which everything that belongs to it carries:
 
     list                 a directory's files, listed                → listing*, refused
     want                 of those, these are needed                 → file*
@@ -16,7 +16,8 @@ carries:
     tree                 a result, as files: entry*, bytes*, end    → received, refused
     read                 a blob of a content store                  → bytes*, end, refused
     write                the same the other way: bytes*, end        → received, refused
-    shell                the failed step's terminal                 → bytes* and window* , then end
+    shell                the failed step's terminal                 → window, refused; then bytes* either way, window*,
+                                                                      and the engine's end
 
 Paths travel in the data, since names need not be UTF-8: `path NUL link NUL` for each entry of the head.
 """
@@ -212,7 +213,8 @@ class Link:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self._reader = Reader()
-        self._talks: dict[int, Conversation] = {}
+        self.control = Conversation(self, 0)  # what the client says without being asked
+        self._talks: dict[int, Conversation] = {0: self.control}
         self._next = 1
         self._sending = asyncio.Lock()
         self.closed = False

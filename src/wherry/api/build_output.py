@@ -24,6 +24,7 @@ from wherry.ids import SHORT, short
 Line = dict[str, object]
 Document = dict[str, dict[str, object]]
 
+REMARK = "[Warning] "  # begins what the classic builder says, too
 RED, PLAIN = "\x1b[91m", "\x1b[0m"  # around what a step writes to its standard error
 
 _FAILED = re.compile(r'process "(.*)" did not complete successfully: exit code: (\d+)(.*)', re.DOTALL)
@@ -145,7 +146,7 @@ class Classic:
             case StatusEvent():
                 self._hear(event.vertex, _pulled(event))
             case WarningEvent():
-                if not event.rule:  # the linter's have one, and the classic builder has no linter
+                if event.short.startswith(REMARK):  # not what the linter finds: the classic builder has none
                     self._remarks.append(event.short)
         yield from self._advance()
 
@@ -154,7 +155,7 @@ class Classic:
         yield from self._advance(last=short(image_id))
         yield {"aux": {"ID": image_id}}
         for remark in self._remarks:
-            yield {"stream": f"[Warning] {remark.removeprefix('[Warning] ')}\n"}
+            yield {"stream": f"{remark}\n"}
         yield {"stream": f"Successfully built {short(image_id)}\n"}
         for name in names:
             yield {"stream": f"Successfully tagged {name}\n"}

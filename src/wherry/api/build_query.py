@@ -186,6 +186,25 @@ def _amount(call: Call, name: str) -> int:
     return value
 
 
+def attributes_of(request: BuildRequest) -> dict[str, str]:
+    """The request in the words that BuildKit's clients use, for the record."""
+    options = request.options
+    found = {
+        "filename": options.filename,
+        "context": request.remote,
+        "target": options.target,
+        "platform": ",".join(str(each) for each in options.platforms),
+        "force-network-mode": "" if options.network is NetworkMode.SANDBOX else options.network,
+        "add-hosts": ",".join(f"{name}={address}" for name, address in options.extra_hosts),
+    }
+    found = {name: value for name, value in found.items() if value}
+    if options.no_cache:
+        found["no-cache"] = ""
+    found.update({f"build-arg:{name}": value for name, value in options.build_args.items()})
+    found.update({f"label:{name}": value for name, value in options.labels.items()})
+    return found
+
+
 def registry_credentials(header: str | None) -> dict[str, Auth]:
     """An `X-Registry-Config` header (base64url of JSON: server -> credentials) by host, Docker Hub as docker.io.
 

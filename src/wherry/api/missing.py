@@ -38,18 +38,7 @@ async def no_plugin(call: Call) -> web.StreamResponse:
     raise NotFound(f'plugin "{call["name"]}" not found')
 
 
-async def nothing_built(call: Call) -> web.StreamResponse:
-    """There is no build cache, so pruning it is quickly done; `system prune` asks for it."""
-    call.filters()
-    return call.reply({"CachesDeleted": None, "SpaceReclaimed": 0})
-
-
 def add(router: Router) -> None:
-    build = not_yet("building images")
-    for method, path in (("POST", "/build"), ("POST", "/build/cancel")):
-        router.add(method, path, build)
-    router.add("POST", "/build/prune", nothing_built)
-
     router.add("GET", "/plugins", plugins)
     router.add("GET", "/plugins/privileges", not_yet("plugins"))
     router.add("GET", "/plugins/{name}/json", no_plugin)

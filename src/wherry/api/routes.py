@@ -2,6 +2,7 @@
 
 from wherry.api import (
     archives,
+    builds,
     check,
     containers,
     events,
@@ -16,6 +17,7 @@ from wherry.api import (
     system,
     volumes,
 )
+from wherry.api import build as building
 from wherry.api.router import Router
 from wherry.api.server import Server
 from wherry.api.services import Services
@@ -38,6 +40,8 @@ def router() -> Router:
         check,
         system,
         grpc,
+        building,
+        builds,
         missing,
     ):
         room.add(found)

@@ -6,6 +6,7 @@ from typing import cast
 
 from wherry.aio import Background, KeyedLock
 from wherry.api.services import EngineFacts, Services
+from wherry.builder import deps as building
 from wherry.builder.build import Builder
 from wherry.containers.deps import Deps, Settings
 from wherry.containers.live import LiveTable
@@ -18,7 +19,7 @@ from wherry.ids import ContainerID, generate
 from wherry.images import deps as images
 from wherry.network.endpoint import Endpoint
 from wherry.network.networks import Networks
-from wherry.runtime.shim_client import Shims
+from wherry.runtime.shim_client import RuntimeSpec, Shims
 from wherry.spec.engine import ContainerConfig, HostConfig
 from wherry.state import State as Database
 from wherry.storage.content import ContentStore
@@ -75,6 +76,19 @@ class World:
             background=Background(),
             settings=Settings(data_root=root, exec_root=root, runtimes={}, default_runtime="crun"),
         )
+        self.builder = Builder(
+            building.Deps(
+                state=state,
+                events=self.events,
+                images=image_deps,
+                networks=networks,
+                shims=cast(Shims, None),
+                background=Background(),
+                settings=building.Settings(
+                    root=root / "build", exec_root=root, runtime=RuntimeSpec(path="/usr/bin/crun"), collecting=False
+                ),
+            )
+        )
         facts = EngineFacts(
             id="id",
             name="host",
@@ -87,7 +101,7 @@ class World:
         self.services = Services(
             containers=self.containers,
             images=image_deps,
-            builder=cast(Builder, None),
+            builder=self.builder,
             networks=networks,
             volumes=self.volumes,
             events=self.events,

@@ -463,7 +463,6 @@ async def test_what_is_not_there_yet_says_so(daemon: Daemon):
         403,
         {"message": "bridge is a pre-defined network and cannot be removed"},
     )
-    assert (await daemon.post("/build"))[0] == 501
     assert (await daemon.post("/swarm/init", {}))[0] == 501
 
 
