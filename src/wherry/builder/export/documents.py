@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from wherry.builder.export.cache_manifest import INLINE
 from wherry.builder.export.work import Variant
 from wherry.digest import Digest, of
 from wherry.images.record import Layer
@@ -28,7 +29,6 @@ from wherry.spec.image import (
     format_time,
 )
 
-INLINE_CACHE = "moby.buildkit.cache.v0"  # of a config: where the steps of its layers are found
 _COMMENT = "buildkit.exporter.image.v0"  # of history that the frontend knows nothing of, as BuildKit has it
 
 _DOCKER_LAYERS = {OCI_LAYER: DOCKER_LAYER, OCI_LAYER_GZIP: DOCKER_LAYER_GZIP}
@@ -58,7 +58,7 @@ def make_config(variant: Variant, *, epoch: int) -> bytes:
     if not variant.cache:
         return raw
     document = msgspec.json.decode(raw)
-    document[INLINE_CACHE] = variant.cache  # base64, as Go has bytes
+    document[INLINE] = variant.cache  # base64
     return msgspec.json.encode(document)
 
 

@@ -86,6 +86,11 @@ def parse(attributes: Mapping[str, str], *, docker_types: bool = False) -> Setti
     )
 
 
+def flag(attributes: Mapping[str, str], name: str, default: bool = False) -> bool:
+    """Raises InvalidParameter for what is neither true nor false."""
+    return _Flags(attributes).get(name, default)
+
+
 class _Flags:
     def __init__(self, attributes: Mapping[str, str]) -> None:
         self._attributes = attributes

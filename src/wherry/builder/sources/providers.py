@@ -156,7 +156,7 @@ async def bring(deps: Deps, lease: Lease, tree: Tree, providers: Providers, prog
     work = _Bringing(deps=deps, lease=lease, providers=providers, progress=progress)
     try:
         async with AsyncExitStack() as connections, asyncio.TaskGroup() as group:
-            work.begin(connections, group, missing)
+            work.begin(connections, group, [_blob(layer) for layer in missing])
             done = {layer.chain: layer for layer in await work.unpack(tree.layers, missing)}
     except BaseExceptionGroup as errors:
         raise first_of(errors) from errors
@@ -164,18 +164,21 @@ async def bring(deps: Deps, lease: Lease, tree: Tree, providers: Providers, prog
 
 
 async def bring_blobs(
-    deps: Deps, lease: Lease, layers: Iterable[TreeLayer], providers: Providers, progress: Progress = quiet
-) -> None:
-    """The blobs of `layers` into the content store: for a push or an archive. NotFound when nobody has one."""
-    wanted = list(layers)
-    await _protect(lease, wanted)
+    deps: Deps, lease: Lease, blobs: Iterable[Descriptor], providers: Providers, progress: Progress = quiet
+) -> list[Descriptor]:
+    """`blobs` into the content store: for a push or an archive. Answers those that nobody has."""
+    wanted = {blob.digest: blob for blob in blobs}
+    await lease.protect(digests=wanted)
     work = _Bringing(deps=deps, lease=lease, providers=providers, progress=progress)
+    here = set(await settle(lambda: [digest for digest in wanted if deps.content.has(digest)]))
+    lacking = [blob for digest, blob in wanted.items() if digest not in here and not providers.of(digest)]
     try:
         async with AsyncExitStack() as connections, asyncio.TaskGroup() as group:
-            work.begin(connections, group, wanted)
+            work.begin(connections, group, [blob for digest, blob in wanted.items() if providers.of(digest)])
     except BaseExceptionGroup as errors:
         raise first_of(errors) from errors
     await settle(work.forget)
+    return lacking
 
 
 async def _protect(lease: Lease, layers: Iterable[TreeLayer]) -> None:
@@ -203,14 +206,11 @@ class _Bringing:
     _downloads: dict[Digest, asyncio.Task[None]] = field(default_factory=dict)
     _bars: dict[Digest, Bar] = field(default_factory=dict)
 
-    def begin(self, connections: AsyncExitStack, group: asyncio.TaskGroup, layers: Sequence[TreeLayer]) -> None:
+    def begin(self, connections: AsyncExitStack, group: asyncio.TaskGroup, blobs: Iterable[Descriptor]) -> None:
         """Start all downloads."""
-        for layer in layers:
-            if layer.blob is None:
-                raise _nowhere(layer)
-            if layer.blob.digest not in self._downloads:
-                work = self._download(connections, layer, layer.blob)
-                self._downloads[layer.blob.digest] = group.create_task(work)
+        for blob in blobs:
+            if blob.digest not in self._downloads:
+                self._downloads[blob.digest] = group.create_task(self._download(connections, blob))
 
     async def unpack(self, layers: Sequence[TreeLayer], missing: Sequence[TreeLayer]) -> list[TreeLayer]:
         """The missing ones, base first."""
@@ -218,28 +218,27 @@ class _Bringing:
         parent = below[-1].chain if below else None
         found: list[TreeLayer] = []
         for layer in missing:
-            assert layer.blob is not None
-            await self._downloads[layer.blob.digest]
-            found.append(await self._unpack(layer, layer.blob, found[-1] if found else None, parent))
+            await self._downloads[_blob(layer).digest]
+            made = await self._unpack(layer, parent)
+            found.append(made)
+            parent = made.chain
         await settle(self.forget)
         return found
 
-    async def _unpack(
-        self, layer: TreeLayer, blob: Descriptor, below: TreeLayer | None, base: ChainID | None
-    ) -> TreeLayer:
+    async def _unpack(self, layer: TreeLayer, parent: ChainID | None) -> TreeLayer:
+        blob = _blob(layer)
         bar = self._bars.get(blob.digest)
 
         def extracting(current: int) -> None:
             if bar is not None:
                 bar.show("Extracting", current, blob.size)
 
-        parent = below.chain if below is not None else base
         made = await unpack(self.deps, self.lease, blob, parent=parent, diff_id=layer.diff_id, extracting=extracting)
         if bar is not None:
             bar.say("Pull complete")
         return replace(layer, size=made.unpacked)
 
-    async def _download(self, connections: AsyncExitStack, layer: TreeLayer, blob: Descriptor) -> None:
+    async def _download(self, connections: AsyncExitStack, blob: Descriptor) -> None:
         if await settle(self.deps.content.has, blob.digest):
             return
         bar = self._bars[blob.digest] = Bar(self.progress, blob.digest)
@@ -252,7 +251,7 @@ class _Bringing:
                 return
             except WherryError as exc:
                 failure = failure or exc
-        raise failure or _nowhere(layer)
+        raise failure or _nowhere(blob.digest)
 
     async def _connect(self, connections: AsyncExitStack, provider: Provider) -> Download:
         async with self._opening:
@@ -267,5 +266,11 @@ class _Bringing:
             self.deps.content.forget_download(blob)
 
 
-def _nowhere(layer: TreeLayer) -> NotFound:
-    return NotFound(f"layer {layer.diff_id} is not held, and nobody is known who has it: build it again")
+def _blob(layer: TreeLayer) -> Descriptor:
+    if layer.blob is None:
+        raise _nowhere(layer.diff_id)
+    return layer.blob
+
+
+def _nowhere(name: str) -> NotFound:
+    return NotFound(f"layer {name} is not held, and nobody is known who has it: build it again")

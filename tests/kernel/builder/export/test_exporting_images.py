@@ -323,7 +323,7 @@ async def test_an_inline_cache_lies_in_the_config(bench):
     work = bench.work(bench.variant(await bench.files(a="1"), cache=b'{"records":[]}'))
     outcome = await export(work, Export(type="image"), 0)
     config = read(bench, outcome.results[0].image_id)
-    assert base64.b64decode(config["moby.buildkit.cache.v0"]) == b'{"records":[]}'
+    assert base64.b64decode(config["wherry.buildcache.v1"]) == b'{"records":[]}'
 
 
 @pytest.mark.parametrize(

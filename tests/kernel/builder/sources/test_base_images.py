@@ -246,7 +246,12 @@ async def test_an_oci_layout_of_the_client(world: World) -> None:
         tree = await bring(world.deps, lease, one.tree, providers)
         assert content(world, tree.chain) == {"a": b"1", "b": b"2"}
         assert all(asked.startswith("oci:mine sha256:") for asked in client.asked)
-        await bring_blobs(world.deps, lease, one.tree.layers, providers)
+        for blob in made.layer_digests:
+            world.deps.content.delete(Digest(blob))
+        blobs = [layer.blob for layer in one.tree.layers if layer.blob is not None]
+        assert await bring_blobs(world.deps, lease, blobs, Providers()) == blobs
+        assert await bring_blobs(world.deps, lease, blobs, providers) == []
+        assert set(made.layer_digests) <= set(world.deps.content.walk())
         with pytest.raises(InvalidParameter, match="must have a digest"):
             await found(world, lease, "docker.io/library/base:1", client=client, store="mine")
 
