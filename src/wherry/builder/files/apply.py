@@ -4,11 +4,12 @@ import os
 import stat
 
 from wherry.builder.files.clock import Clock
-from wherry.builder.files.copy import Copier, check_name, copy_selection
+from wherry.builder.files.copy import Copier, copy_selection
 from wherry.builder.files.modes import parse_mode
 from wherry.builder.files.owners import look_up
 from wherry.builder.files.paths import (
     below,
+    check_name,
     lstat,
     make_directories,
     make_directory,
@@ -119,8 +120,6 @@ def _make_file(target: int, action: MakeFile, owner: tuple[int, int] | None, clo
 def _make_directory(target: int, action: MakeDirectory, owner: tuple[int, int] | None, clock: Clock) -> None:
     """What is there already stays as it is."""
     path = resolve(target, below(action.path))
-    for part in path.split(b"/"):
-        check_name(path, part)
     mode = action.mode & 0o777
     if action.parents:
         make_directories(target, path, mode=mode, owner=owner, clock=clock)

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 
 from wherry.builder.files.clock import Clock
 from wherry.builder.files.modes import Change
-from wherry.builder.files.paths import join, lstat, make_directories, resolve, shown
+from wherry.builder.files.paths import check_name, join, lstat, make_directories, resolve, shown
 from wherry.builder.files.select import Chosen
 from wherry.builder.files.taken import Filter, Visit, visits
 from wherry.errors import Failed, InvalidParameter
 from wherry.kernel.files import closing, copy_data
-from wherry.storage.extract import WHITEOUT, is_whiteout
+from wherry.storage.extract import is_whiteout
 from wherry.storage.pack import kept_xattrs, open_directory, open_file
 from wherry.storage.refusal import refused
 from wherry.storage.tree import remove_at
@@ -45,7 +45,8 @@ class Copier:
     ) -> None:
         self._source, self._target = source, target
         self._owner, self._mode, self._clock, self._replace = owner, mode, clock, replace
-        self._names: dict[tuple[int, int], tuple[bytes, int]] = {}  # files with several: path and inode of the copy
+        self._first: dict[tuple[int, int], bytes] = {}  # files with several names: where the first copy is
+        self._file_at: dict[bytes, tuple[int, int]] = {}  # the reverse
 
     def is_directory(self, target: bytes) -> bool:
         found = lstat(self._target, target)
@@ -99,6 +100,7 @@ class Copier:
                 if not self._replace:
                     raise InvalidParameter(_no_directory(self._target, path, found)) from None
                 os.unlink(path, dir_fd=self._target)
+                self._forget(path)
             except OSError as exc:
                 raise refused("cannot make a directory", exc, shown(path)) from exc
             else:
@@ -140,15 +142,15 @@ class Copier:
             os.mknod(base, stat.S_IFMT(found.st_mode) | 0o600, found.st_rdev, dir_fd=target)
             self._set_at(target, base, found)
         if found.st_nlink > 1:
-            self._names[identity] = path, os.stat(base, dir_fd=target, follow_symlinks=False).st_ino
+            self._first[identity] = path
+            self._file_at[path] = identity
 
     def _link(self, identity: tuple[int, int], target: int, base: bytes, path: bytes) -> bool:
-        """True when it is another name of a file copied before, which is still where it was put."""
-        first, inode = self._names.get(identity, (b"", 0))
-        there = lstat(self._target, first) if first else None
-        if there is None or there.st_ino != inode or first == path:
-            return False
+        """True when it is another name of a file copied before."""
         self._clear(target, base, path)
+        first = self._first.get(identity)
+        if first is None:
+            return False
         os.link(first, base, src_dir_fd=self._target, dst_dir_fd=target, follow_symlinks=False)
         return True
 
@@ -179,10 +181,18 @@ class Copier:
             return
         if not stat.S_ISDIR(found.st_mode):
             os.unlink(base, dir_fd=target)
+            self._forget(path)
         elif self._replace:
             remove_at(target, base)
+            self._first.clear()
+            self._file_at.clear()
         else:
             raise InvalidParameter(f"cannot replace to directory {shown(path)} with file")
+
+    def _forget(self, path: bytes) -> None:
+        """What was there, maybe copied a moment ago, is gone."""
+        if (identity := self._file_at.pop(path, None)) is not None:
+            del self._first[identity]
 
     def _set_attributes(self, fd: int, found: os.stat_result, xattrs: dict[bytes, bytes], path: bytes) -> None:
         """Owner first: chown takes setuid bits and file capabilities away."""
@@ -216,11 +226,6 @@ def copy_selection(
         )
     for chosen in selected:
         copier.copy(chosen, target, wanted, contents=contents)
-
-
-def check_name(path: bytes, name: bytes) -> None:
-    if name.startswith(WHITEOUT):
-        raise InvalidParameter(f"{shown(path)} cannot be put into a layer: there such a name means a deletion")
 
 
 def _no_directory(root: int, path: bytes, found: os.stat_result) -> str:

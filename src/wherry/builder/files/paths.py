@@ -8,6 +8,7 @@ import stat
 from wherry.builder.files.clock import Clock
 from wherry.errors import InvalidParameter
 from wherry.storage.archive import show
+from wherry.storage.extract import WHITEOUT
 
 LINKS_MAX = 255  # followed in one path
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR)
@@ -92,13 +93,20 @@ def make_directories(root: int, path: bytes, *, mode: int, owner: tuple[int, int
 
 def make_directory(root: int, path: bytes, *, mode: int, owner: tuple[int, int] | None, clock: Clock) -> None:
     """Make one; FileExistsError when something is there. A setgid parent passes its group and that bit on."""
+    parent, _, name = path.rpartition(b"/")
+    check_name(path, name)
     os.mkdir(path, 0o700, dir_fd=root)
     if owner is not None:
         os.chown(path, *owner, dir_fd=root)
     inherited = os.stat(path, dir_fd=root).st_mode & stat.S_ISGID
     os.chmod(path, mode | inherited, dir_fd=root)
-    clock.changed(path.rpartition(b"/")[0])
+    clock.changed(parent)
     clock.made(path)
+
+
+def check_name(path: bytes, name: bytes) -> None:
+    if name.startswith(WHITEOUT):
+        raise InvalidParameter(f"{shown(path)} cannot be put into a layer: there such a name means a deletion")
 
 
 def unusable(path: bytes, exc: OSError) -> InvalidParameter:
