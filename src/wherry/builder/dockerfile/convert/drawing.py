@@ -9,7 +9,7 @@ import posixpath
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field, replace
 
-from wherry.builder.graph import LocalSource, Location, Op, Output, Vertex
+from wherry.builder.graph import GitSource, HttpSource, LocalSource, Location, Op, Output, Vertex
 from wherry.spec.image import Platform
 
 
@@ -77,6 +77,12 @@ class Drawing:
     def output(self, tree: Tree) -> Output | None:
         """What a draft has become; only after `finish`."""
         return tree if tree is None or isinstance(tree, Output) else Output(self._vertices[id(tree)])
+
+
+def is_directory(tree: Tree) -> bool:
+    """It is files as a client, git or a web server gives them, and no tree of layers."""
+    op = tree.op if isinstance(tree, Draft) else tree.vertex.op if isinstance(tree, Output) else None
+    return isinstance(tree, LocalDraft) or isinstance(op, LocalSource | GitSource | HttpSource)
 
 
 def use(tree: Tree, path: str) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from wherry.builder.dockerfile import lint
 from wherry.builder.dockerfile.convert.copying import absolute, transfer, workdir
-from wherry.builder.dockerfile.convert.drawing import Tree
+from wherry.builder.dockerfile.convert.drawing import Draft, Tree, is_directory, use
 from wherry.builder.dockerfile.convert.platforms import platform_arguments
 from wherry.builder.dockerfile.convert.running import run
 from wherry.builder.dockerfile.convert.scope import Reader
@@ -28,13 +28,15 @@ from wherry.builder.dockerfile.instructions import (
     Workdir,
     parse_trigger,
 )
+from wherry.builder.dockerfile.rules import INVALID_BASE_IMAGE_PLATFORM, Finding
 from wherry.builder.dockerfile.stages import Dockerfile, Stage
 from wherry.builder.dockerfile.suggest import hint
-from wherry.builder.graph import Location
+from wherry.builder.graph import Copy as CopyAction
+from wherry.builder.graph import Files, FileStep, Location
 from wherry.builder.options import Options
 from wherry.errors import InvalidParameter, WherryError, first_of
 from wherry.spec.engine import ContainerConfig
-from wherry.spec.image import IMAGE_FIELDS, ImageConfig, Platform, parse_platform
+from wherry.spec.image import IMAGE_FIELDS, ImageConfig, Platform, normalize, parse_platform
 
 KNOWN_IMAGES = ("alpine", "busybox", "centos", "debian", "fedora", "golang", "node", "python", "ubuntu")
 
@@ -66,6 +68,7 @@ class Resolving:
         self._begun: dict[int, Base] = {}  # by the number of a stage that is built on no other
         self._outside: dict[str, Base] = {}  # by what --from calls it
         self._triggered: set[int] = set()
+        self.findings: list[Finding] = []  # about what bases are
         for stage in dockerfile.stages:
             with located(stage.location):
                 building = self._enter(stage)
@@ -84,6 +87,7 @@ class Resolving:
                 break
         for building in needed:
             self._finish(building)
+        root_of(wanted)
         return wanted
 
     @property
@@ -248,7 +252,20 @@ class Resolving:
             slot=building.slot("0"),
             said=building.stage.start.original,
         )
-        return await self._load(name, building.platform, label, building.stage.location)
+        base = await self._load(name, building.platform, label, building.stage.location)
+        if base.image is not None:
+            self._compare(building, base.image.config.platform)
+        return base
+
+    def _compare(self, building: Building, actual: Platform) -> None:
+        expected, actual = normalize(building.platform), normalize(actual)
+        if actual.os and (expected.os, expected.architecture) != (actual.os, actual.architecture):
+            message = (
+                f"Base image {building.base_name} was pulled with platform {quoted(str(actual))}, expected "
+                f"{quoted(str(expected))} for current build"
+            )
+            location = building.stage.location
+            self.findings.append(Finding(rule=INVALID_BASE_IMAGE_PLATFORM, message=message, location=location))
 
     async def _look_outside(self, name: str, location: Location) -> Base:
         """What no stage is called."""
@@ -264,11 +281,10 @@ class Resolving:
         with located(location):
             try:
                 return await self._common.sources.load(name, platform, label)
-            except DockerfileError:
-                raise
             except WherryError as exc:
-                near = hint(name, (*self._by_name, *KNOWN_IMAGES))
-                raise DockerfileError(f"{name}: {exc.message}{near}", near=name) from exc
+                prefix = "" if isinstance(exc, DockerfileError) else f"{name}: "
+                near = hint(name, (*self._by_name, *KNOWN_IMAGES), any_case=True)
+                raise DockerfileError(f"{prefix}{exc.message}{near}", near=name) from exc
 
     def _take_triggers(self, building: Building) -> bool:
         """ONBUILD of what a stage is built on comes before its own instructions. False when that was done before."""
@@ -359,20 +375,39 @@ def _shown(steps: list[Step]) -> int:
     return sum(isinstance(step.instruction, Run | Transfer | Workdir) for step in steps)
 
 
+def root_of(building: Building) -> Tree:
+    """The stage's tree as one that can be built on: what is in a directory of files is copied into a layer first."""
+    if is_directory(building.tree):
+        copy = CopyAction(source="/", target="/", contents=True, wildcard=False)
+        draft = Draft(
+            op=Files(steps=(FileStep(action=copy, input=0, secondary=1, output=0),)),
+            inputs=(None, building.tree),
+            name=f"[internal] files of context {building.base_name}",
+            platform=building.platform,
+            location=building.stage.location,
+        )
+        use(building.tree, "/")
+        building.tree = building.common.drawing.add(draft)
+    return building.tree
+
+
 def _inherit(building: Building, base: Building) -> None:
-    building.tree = base.tree
+    building.tree = root_of(base)
     building.platform = base.platform
     building.config = base.config
     building.change(on_build=None)  # has been done
     building.author = base.author
-    building.bottom, building.image, building.image_platform = base.bottom, base.image, base.image_platform
+    building.bottom = base.tree if base.replaced else base.bottom
+    building.image, building.image_platform = base.image, base.image_platform
     building.history = list(base.history)
     building.scope = base.scope.copy()
 
 
 def _start(building: Building, base: Base) -> None:
-    building.tree = building.bottom = base.tree
-    building.image = base.image
+    building.tree = base.tree
+    if not building.replaced:
+        root_of(building)
+    building.bottom, building.image = building.tree, base.image
     config = base.config
     if config is None:
         building.config = ContainerConfig(working_dir="/")

@@ -83,7 +83,7 @@ def _command(building: Building, instruction: Run) -> tuple[tuple[str, ...], Dra
         line += "".join(f"\n{heredoc.content}{heredoc.name}" for heredoc in heredocs)
         return building.shell(line), None
     document = heredocs[0]
-    if not document.content.startswith("#!"):
+    if not document.text.startswith("#!"):
         return building.shell(document.text), None
     made = MakeFile(path=f"/{document.name}", data=document.text.encode(), mode=0o755)
     draft = Draft(

@@ -9,6 +9,7 @@ from wherry.builder.dockerfile.convert.resolving import Resolving, global_argume
 from wherry.builder.dockerfile.convert.scope import predefined
 from wherry.builder.dockerfile.convert.sources import ResolvedImage, Resolver, Sources
 from wherry.builder.dockerfile.convert.state import Building, Common
+from wherry.builder.dockerfile.rules import Finding
 from wherry.builder.dockerfile.stages import Dockerfile
 from wherry.builder.graph import Output, Vertex
 from wherry.builder.options import Options
@@ -43,6 +44,7 @@ class Conversion:
     targets: tuple[Target, ...]  # one for each platform asked for, in order
     unused_arguments: tuple[str, ...]  # build arguments that mean nothing to any stage
     bases: Mapping[int, lint.Base]  # of stages that were needed, by number: what checks want to know
+    findings: tuple[Finding, ...]  # of checks, about what bases are
 
 
 async def convert(
@@ -66,6 +68,7 @@ async def convert(
     buildings = []
     known: set[str] = set()
     bases: dict[int, lint.Base] = {}
+    findings: list[Finding] = []
     for platform in wanted:
         common = Common(
             options=options,
@@ -80,6 +83,7 @@ async def convert(
         buildings.append(await resolving.build(stage))
         known |= common.global_args.keys() | resolving.arguments
         bases |= resolving.bases
+        findings += resolving.findings
     drawing.finish()
     return Conversion(
         targets=tuple(_target(building, drawing) for building in buildings),
@@ -87,6 +91,7 @@ async def convert(
             name for name in sorted(options.build_args) if name not in known and not predefined(name)
         ),
         bases=bases,
+        findings=tuple(findings),
     )
 
 

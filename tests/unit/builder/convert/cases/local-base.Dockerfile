@@ -1,0 +1,3 @@
+FROM root
+RUN one
+COPY two /

@@ -1,0 +1,4 @@
+# only a config
+FROM scratch
+ENV A=b
+CMD ["/x"]
