@@ -62,6 +62,13 @@ def seeds() -> Iterator[tuple[str, bytes]]:
         base64.urlsafe_b64encode(json.dumps({"username": "u", "password": "p", "serveraddress": "r"}).encode()),
     )
     yield "filters", b'{"label":{"a=b":true},"until":["10m"]}'
+    for path in sorted((CORPUS.parents[1] / "unit/builder/dockerfiles/valid").glob("*.Dockerfile")):
+        yield "dockerfile", path.read_bytes()
+    for text in ("${a:-${b}} '$a' \"$b\"", "${a#*b} ${a%%?} ${a//b*/c}", "${b:?no} \\$a ${a+x}"):
+        yield "words", "\0".join(("", "a/b.c", "", text)).encode()
+        yield "words", "\0".join(("`", "a*b", "c", text.replace("\\", "`"))).encode()
+    for patterns in ("*.md\n!README.md", "# a\n**/x/**/[a-c]?*\n", "a*b**c\n\\*/d\n"):
+        yield "ignore", "\0".join((patterns, "README.md", "a/x/b/ab", "abbc")).encode()
     files = docker_archive(made, "x:1")
     yield "docker_archive", b"\0".join((b"", files["manifest.json"], *(v for v in files.values() if v[:1] == b"{")))
     yield "docker_archive", b"\0".join((encode({"schemaVersion": 2, "manifests": []}), b"", both.raw))

@@ -10,6 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from wherry.builder.dockerfile.ignore import Patterns, read_ignore
+from wherry.builder.dockerfile.lint import checks_of, lint
+from wherry.builder.dockerfile.outline import lint_result, outline, targets
+from wherry.builder.dockerfile.stages import parse_dockerfile
+from wherry.builder.dockerfile.words import expand
 from wherry.digest import Digest, of
 from wherry.distribution.auth import parse_challenges
 from wherry.errors import InvalidParameter, NotFound, WherryError
@@ -215,6 +220,32 @@ def docker_archive(data: bytes) -> None:
 
 _NO_GUARD: object = None
 
+
+def dockerfile(data: bytes) -> None:
+    """Read, checked and asked."""
+    found = parse_dockerfile(data)
+    lint_result("Dockerfile", data, lint(found, checks=checks_of(found)))
+    targets(found)
+    outline(found)
+
+
+def words(data: bytes) -> None:
+    """The escape character, the values of $a and $b, and a text, cut out of the input at NUL characters."""
+    escape, a, b, text, *_ = [*data.decode("utf-8", "replace").split("\0"), "", "", "", ""]
+    told = expand(text, {"a": a, "b": b}, escape="`" if escape else "\\")
+    assert told.missed <= told.unset
+    assert told.used <= {"a", "b"}
+
+
+def ignore(data: bytes) -> None:
+    """Paths, behind the first NUL byte, and patterns before it."""
+    patterns, _, paths = data.partition(b"\0")
+    matcher = Patterns(read_ignore(patterns))
+    for path in paths.decode("utf-8", "surrogateescape").split("\0")[:20]:
+        if matcher.matches(path):
+            matcher.skips_below(path)
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     function.__name__: function
     for function in (
@@ -230,6 +261,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         auth,
         filters,
         docker_archive,
+        dockerfile,
+        words,
+        ignore,
     )
 }
 

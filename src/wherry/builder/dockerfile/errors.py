@@ -60,14 +60,19 @@ def excerpt(location: Location, *, column: bool = True) -> str:
     if not location.ranges:
         return location.filename
     first, last = location.ranges[0], location.ranges[-1]
-    lines = location.data.decode(errors="replace").split("\n")
+    lines = [_printable(line) for line in location.data.decode(errors="replace").split("\n")]
     marked = {line for part in location.ranges for line in range(part.start, min(part.end, len(lines)) + 1)}
     around = AROUND if first.start == last.end else 1
     shown = range(max(1, first.start - around), min(len(lines), last.end + around) + 1)
     place = f"{location.filename}:{first.start}" + (f":{first.column}" if column and first.column else "")
     rule = "-" * 20
-    body = [f" {line:3d} | {'>>>' if line in marked else '   '} {lines[line - 1].rstrip()}" for line in shown]
+    body = [f" {line:3d} | {'>>>' if line in marked else '   '} {lines[line - 1]}" for line in shown]
     return "\n".join([place, rule, *body, rule])
+
+
+def _printable(line: str) -> str:
+    """Nothing that a terminal would act upon."""
+    return "".join(letter if letter.isprintable() or letter == "\t" else "\ufffd" for letter in line.rstrip())
 
 
 def quoted(text: str) -> str:

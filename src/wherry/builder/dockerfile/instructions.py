@@ -458,13 +458,12 @@ def _healthcheck(node: Node, escape: str) -> Healthcheck:
     rest = "".join(tail)
     if not kind:
         raise DockerfileError("HEALTHCHECK requires at least one argument")
+    names = ("interval", "timeout", "start-period", "start-interval", "retries")
+    flags = parse_flags(node.flags, text=names)
     if kind.upper() == "NONE":
         if rest:
             raise DockerfileError("HEALTHCHECK NONE takes no arguments")
-        parse_flags(node.flags)
         return Healthcheck(node=node, test=("NONE",))
-    names = ("interval", "timeout", "start-period", "start-interval", "retries")
-    flags = parse_flags(node.flags, text=names)
     if kind.upper() != "CMD":
         raise DockerfileError(f"Unknown type {quoted(kind.upper())} in HEALTHCHECK (try CMD)", near=kind)
     words, shell = _command(rest)

@@ -75,7 +75,7 @@ class Parsed:
 def parse(data: bytes, filename: str = "Dockerfile") -> Parsed:
     """Raises DockerfileError, always with a location."""
     whole = Location(filename, data, (Range(1, 1),))
-    with located(whole):
+    with located(replace(whole, ranges=()) if data.startswith(_UTF16_BOMS) else whole):
         lines = _lines(data)
     reader = _Reader(lines, whole)
     instructions = tuple(reader.nodes())
@@ -134,7 +134,7 @@ class _Reader:
         while self._at < len(self._lines):
             line = self._next().strip()
             if line.startswith("#"):
-                comments = self._comment(line, comments)
+                self._comment(line, comments)
             elif not line:
                 self.directives.close()
                 comments = []
@@ -152,12 +152,15 @@ class _Reader:
     def _place(self, start: int, column: int = 0) -> Location:
         return self._whole if self._outside else replace(self._whole, ranges=(Range(start, self._at, column),))
 
-    def _comment(self, line: str, comments: list[str]) -> list[str]:
+    def _comment(self, line: str, comments: list[str]) -> None:
+        """Adds it to those that stand together; a directive or an empty comment ends them."""
         with located(self._place(self._at)):
-            if self.directives.take(line, self._at):
-                return []
+            directive = self.directives.take(line, self._at)
         said = line[1:].strip().encode("utf-8", "surrogateescape").decode(errors="replace")
-        return [*comments, said] if said else []
+        if directive or not said:
+            comments.clear()
+        else:
+            comments.append(said)
 
     def _instruction(self, comments: tuple[str, ...]) -> Node | None:
         """The one that begins at the line just read. None when there is only an escape character."""

@@ -1,0 +1,2 @@
+FROM a
+ADD --from=b c d

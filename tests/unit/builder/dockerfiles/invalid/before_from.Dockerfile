@@ -1,0 +1,4 @@
+ARG a
+
+RUN x
+FROM b

@@ -1,0 +1,2 @@
+FROM a
+RUN --device=name=x,requierd=true z

@@ -1,0 +1,2 @@
+FROM a
+RUN --device=x,name=y z

@@ -1,0 +1,2 @@
+# syntax = example.org/docker/dockerfile:1 extra
+FROM a

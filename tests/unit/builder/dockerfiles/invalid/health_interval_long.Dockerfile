@@ -1,0 +1,2 @@
+FROM a
+HEALTHCHECK --interval=99999999999h CMD x

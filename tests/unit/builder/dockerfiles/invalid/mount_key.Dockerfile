@@ -1,0 +1,2 @@
+FROM a
+RUN --mount=typ=cache,target=/x y

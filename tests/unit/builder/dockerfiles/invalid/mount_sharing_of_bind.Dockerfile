@@ -1,0 +1,2 @@
+FROM a
+RUN --mount=target=/x,sharing=locked y

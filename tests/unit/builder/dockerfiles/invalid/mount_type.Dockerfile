@@ -1,0 +1,6 @@
+FROM a
+RUN x \
+  && y
+RUN \
+  --mount=type=cahce,target=/x \
+  z

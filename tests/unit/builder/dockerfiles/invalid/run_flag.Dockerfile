@@ -1,0 +1,3 @@
+FROM a
+RUN --mout=target=/x \
+  y

@@ -1,0 +1,3 @@
+ARG a b=1 c="x y" d='$e' f=g\ h i=
+FROM a
+ARG j=$a k

@@ -1,0 +1,3 @@
+From a
+cOpY b c
+run d

@@ -1,0 +1,4 @@
+FROM a
+ONBUILD COPY . /src
+onbuild   Run  make   all
+ONBUILD --  env a=b

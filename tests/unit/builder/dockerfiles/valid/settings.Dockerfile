@@ -1,0 +1,10 @@
+FROM a
+EXPOSE 80 443/tcp 53/UDP 8000-8010 $PORT
+VOLUME /a "/b c" /d
+VOLUME ["/e f", " /g "]
+USER u:g
+USER two words
+WORKDIR /a b/$c
+STOPSIGNAL SIGTERM
+STOPSIGNAL $SIG
+MAINTAINER Me <me@example.org>

@@ -1,0 +1,8 @@
+# escape=\
+FROM a
+RUN echo \
+  b
+COPY <<EOF /x
+one
+two
+EOF
