@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from wherry import ids
@@ -22,8 +22,10 @@ from wherry.builder.dockerfile.convert.sources import ResolvedImage
 from wherry.builder.dockerfile.convert.targets import Target
 from wherry.builder.dockerfile.errors import DockerfileError
 from wherry.builder.dockerfile.frontend import answer, build_targets
-from wherry.builder.export import outputs
-from wherry.builder.export.work import Variant, Work
+from wherry.builder.export import cache_export, cache_import, cache_manifest, outputs
+from wherry.builder.export.cache_manifest import Checksum, Contents, Record
+from wherry.builder.export.squash import squash
+from wherry.builder.export.work import Variant, Work, telling
 from wherry.builder.graph import GitSource, ImageSource, LocalSource, Location, Output, ResolveMode, Vertex
 from wherry.builder.log import BuildLog
 from wherry.builder.options import CacheTransfer, Call, Export, Options
@@ -36,6 +38,7 @@ from wherry.builder.sources.git import GitStore
 from wherry.builder.sources.http import HttpStore
 from wherry.builder.sources.urls import parse_git
 from wherry.builder.trees import SCRATCH, Directory, Result, Tree
+from wherry.digest import is_digest
 from wherry.errors import InvalidParameter, WherryError
 from wherry.images.garbage import leased
 from wherry.spec.engine import ContainerConfig
@@ -155,6 +158,7 @@ class Job:
         resolver = _Resolver(self.sources, solve)
         if options.call is not Call.BUILD:
             return Built(options=options, metadata=await answer(definition, options, resolver, host=host_platform()))
+        await self._import(options)
         targets = await build_targets(
             definition, options, resolver, host=host_platform(), warn=self.log.add, vertex=key
         )
@@ -202,24 +206,100 @@ class Job:
         finally:
             self._tasks.discard(task)
 
+    # --- caches -------------------------------------------------------------------------------------------------------
+
+    async def _import(self, options: Options) -> None:
+        """Without a cache that cannot be had the build goes on."""
+        imported = self.solver().imported
+        for where in options.cache_imports:
+            shown = where.attributes.get("ref") or where.attributes.get("src") or where.type
+            with telling(self.log, f"importing cache manifest from {shown}") as lines:
+                try:
+                    found = await cache_import.load(
+                        self._deps, where, client=self.client, providers=self.sources.providers
+                    )
+                    await cache_import.restore_mounts(self._deps, self.lease, found, self.sources.providers)
+                except WherryError as exc:
+                    lines.done(f"not used: {exc.message}")
+                    continue
+                for warning in found.warnings:
+                    lines.done(warning)
+            for key, record in found.records.items():
+                imported.trees.setdefault(key, {number: Tree(tree) for number, tree in record.outputs.items()})
+            for key, checksum in found.checksums.items():
+                imported.checksums.setdefault(key, checksum.checksum)
+
+    async def _export_caches(self, built: Built, wanted: Sequence[CacheTransfer]) -> dict[str, str]:
+        response: dict[str, str] = {}
+        if not wanted:
+            return response
+        results = await self.solver().results([each.output for each in built.platforms])
+        for where in wanted:
+            response |= await cache_export.export(
+                self._deps,
+                self._exported(results),
+                where,
+                client=self.client,
+                lease=self.lease,
+                providers=self.sources.providers,
+                log=self.log,
+            )
+        return response
+
+    def _exported(self, results: Sequence[Result]) -> cache_export.Exported:
+        contents = self._contents()
+        return cache_export.Exported(
+            records=contents.records,
+            checksums=contents.checksums,
+            results=[each for each in results if isinstance(each, Tree)],
+            mounts=self.solver().cache_mounts,
+        )
+
+    def _contents(self) -> Contents:
+        """What this build found out, for other caches."""
+        solve = self.solver()
+        records = []
+        for key, trees in solve.trees.items():
+            entry = self._house.cache.get(key)
+            records.append(
+                Record(
+                    key=key,
+                    outputs={number: tree.layers for number, tree in trees.items()},
+                    description=entry.description if entry is not None else "",
+                    created=entry.created if entry is not None else 0,
+                )
+            )
+        checksums = [
+            Checksum(key=key, chain=chain, checksum=checksum)
+            for key, (chain, checksum) in solve.checksums.items()
+            if chain == SCRATCH.identity or is_digest(chain)
+        ]
+        return Contents(records=records, checksums=checksums)
+
     # --- exports ------------------------------------------------------------------------------------------------------
 
     async def _export(
         self, built: Built, exports: Sequence[Export], cache_exports: Sequence[CacheTransfer]
     ) -> dict[str, str]:
         outputs.check(exports)
+        for where in cache_exports:
+            cache_export.check(where)
         response: dict[str, str] = {}
         if exports:
-            work = await self._work(built)
+            inline = any(each.type == "inline" for each in cache_exports)
+            work = await self._work(built, inline=inline)
             for number, each in enumerate(exports):
                 outcome = await outputs.export(work, each, number)
                 response = {**outcome.response, **response}
                 self.produced += outcome.results
-        return response
+        return response | await self._export_caches(built, cache_exports)
 
-    async def _work(self, built: Built) -> Work:
-        variants = [await self._variant(each, built.options) for each in built.platforms]
-        return Work(
+    async def _work(self, built: Built, *, inline: bool) -> Work:
+        variants = [await self._variant(each) for each in built.platforms]
+        if inline:
+            contents = self._contents()
+            variants = [replace(each, cache=cache_manifest.inline(contents, each.tree)) for each in variants]
+        work = Work(
             deps=self._deps,
             lease=self.lease,
             client=self.client,
@@ -229,8 +309,9 @@ class Job:
             epoch=await self.solver().epoch(),
             indexed=built.multi,
         )
+        return await squash(work) if built.options.squash else work
 
-    async def _variant(self, built: BuiltPlatform, options: Options) -> Variant:
+    async def _variant(self, built: BuiltPlatform) -> Variant:
         (tree,) = await self.solver().results([built.output], files=True) if built.output else (built.result,)
         if isinstance(tree, Directory):
             raise InvalidParameter("a directory of files cannot be an image: copy it into a stage")
@@ -288,6 +369,7 @@ class Job:
             await asyncio.wait(set(self._tasks))
         if self._solve is not None:
             await self._solve.close()
+            await self._solve.keep_imported()
         try:
             await self._house.cache.flush()
         except WherryError as exc:

@@ -39,7 +39,6 @@ class Entry:
     chain: str = ""  # of a checksum: the tree it is of
     checksum: str = ""
     files: dict[str, str] = field(default_factory=dict)  # of a checksum, to explain
-    imported: bool = False  # its layers may be elsewhere
 
     @property
     def chains(self) -> list[ChainID]:
@@ -49,6 +48,14 @@ class Entry:
     def size(self) -> int:
         """Bytes of the files in its own layers: the top ones."""
         return sum(max(layers[-1].size, 0) for layers in self.outputs.values() if layers)
+
+
+@dataclass(slots=True)
+class Imported:
+    """What caches of elsewhere say, for the time of one build. Layers may have to be fetched, or be nowhere."""
+
+    trees: dict[str, Mapping[int, Tree]] = field(default_factory=dict)  # results by key
+    checksums: dict[str, str] = field(default_factory=dict)  # of files that copies take
 
 
 class Cache:

@@ -44,7 +44,7 @@ from wherry.builder.graph import (
 from wherry.builder.log import BuildLog, LogEvent, StatusEvent, VertexEvent
 from wherry.builder.records.reasons import reasons
 from wherry.builder.run.program import OnError, run
-from wherry.builder.solve.cache import Cache
+from wherry.builder.solve.cache import Cache, Imported
 from wherry.builder.solve.changes import Changes, view
 from wherry.builder.solve.flights import Flights
 from wherry.builder.solve.keys import as_text, ingredients, selection_key, step_key
@@ -111,6 +111,7 @@ class Solve:
         project: str = "",
         on_error: OnError | None = None,
     ) -> None:
+        self.imported = Imported()
         self._shared, self._deps = shared, shared.deps
         self._client, self._log, self._lease, self._sources = client, log, lease, sources
         self._project, self._on_error = project, on_error
@@ -121,8 +122,8 @@ class Solve:
         self._epoch = epoch
         self._newest: list[asyncio.Task[Results]] = []
         self.failed: Vertex | None = None  # the first that did
-        self.ran: dict[str, dict[str, str]] = {}  # keys of all steps -> their ingredients
-        self.records: list[str] = []  # cache keys of this build's steps, in the order they were known
+        self.trees: dict[str, Mapping[int, Tree]] = {}  # results of this build's steps, by cache key
+        self.checksums: dict[str, tuple[str, str]] = {}  # of files it copied: key -> identity of the tree, checksum
 
     async def results(self, wanted: Sequence[Output | None], *, files: bool = False) -> list[Result]:
         """Results of the wanted outputs; with `files`, on disk. Raises the first error; then nothing goes on."""
@@ -310,15 +311,21 @@ class Solve:
         async with self.telling(vertex, why):
             return await self._work(vertex, made, on_disk)
 
-    def _cached(self, vertex: Vertex, key: str, *, solid: bool) -> dict[int, Tree] | None:
+    def _cached(self, vertex: Vertex, key: str, *, solid: bool) -> Mapping[int, Tree] | None:
+        """`solid`: what other caches said is of no use, its files are nowhere."""
         if vertex.ignore_cache:
             return None
         entry = self._shared.cache.find(key)
-        if entry is None or (solid and entry.imported):
-            return None
-        now = time.time_ns()
-        self.tell(vertex, started=now, completed=now, cached=True)
-        return {number: Tree(layers) for number, layers in entry.outputs.items()}
+        found: Mapping[int, Tree] | None = None
+        if entry is not None:
+            found = {number: Tree(layers) for number, layers in entry.outputs.items()}
+        elif not solid:
+            found = self.imported.trees.get(key)
+        if found is not None:
+            now = time.time_ns()
+            self.tell(vertex, started=now, completed=now, cached=True)
+            self.trees[key] = found
+        return found
 
     def _why(self, vertex: Vertex, made: _Made) -> str:
         if not vertex.slot:
@@ -326,8 +333,6 @@ class Solve:
         return "; ".join(reasons(self._shared.cache.slot(self._project, vertex.slot), made.ingredients))
 
     def _note(self, vertex: Vertex, made: _Made) -> None:
-        self.ran[made.key] = made.ingredients
-        self.records.append(made.key)
         if vertex.slot:
             kept = {name: value for name, value in made.ingredients.items() if name != "no-cache"}
             self._shared.cache.put_slot(self._project, vertex.slot, kept)
@@ -360,13 +365,17 @@ class Solve:
         if isinstance(result, Tree) or result.identity:
             key = selection_key(_identity(result), action)
             if (known := cache.checksum(key)) is not None:
+                self.checksums[key] = result.identity, known.checksum
                 return known.checksum, known.files
+            if (said := self.imported.checksums.get(key)) is not None:
+                return said, {}
         if isinstance(result, Tree):
             result = await self._result(output, files=True)
             key = selection_key(_identity(result), action)
         checksum, files = await settle(self._compute, result, action)
         if key:
-            cache.remember(key, _identity(result), checksum, files)
+            cache.remember(key, result.identity, checksum, files)
+            self.checksums[key] = result.identity, checksum
         return checksum, files
 
     def _compute(self, result: Result, action: Copy) -> tuple[str, Mapping[str, str]]:
@@ -393,7 +402,22 @@ class Solve:
         key = f"{made.key} {self._id}" if vertex.ignore_cache else made.key
         trees = await self._shared.flights.join(key, work, emit)
         await self._lease.protect(chains=[layer.chain for tree in trees.values() for layer in tree.layers])
+        self.trees[made.key] = trees
         return trees
+
+    @property
+    def cache_mounts(self) -> list[str]:
+        """Ids of those that the steps have."""
+        mounts = (mount for vertex in self._vertices if isinstance(vertex.op, Exec) for mount in vertex.op.mounts)
+        return list(dict.fromkeys(each.cache_id or each.target for each in mounts if each.kind is MountKind.CACHE))
+
+    async def keep_imported(self) -> None:
+        """What other caches gave, and was fetched, is in our own from now on."""
+        for key, trees in self.imported.trees.items():
+            if key in self.trees and self._shared.cache.get(key) is None:
+                chains = [tree.chain for tree in trees.values() if tree.chain is not None]
+                if all([await settle(self._deps.snapshots.has, chain) for chain in chains]):
+                    self._shared.cache.add(key, trees, description="imported")
 
     async def _perform(self, vertex: Vertex, inputs: Sequence[Result], say: Callable[[Told], None]) -> dict[int, Tree]:
         op = vertex.op
