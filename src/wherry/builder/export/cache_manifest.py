@@ -75,10 +75,9 @@ class Contents:
     mounts: Mapping[str, Descriptor] = field(default_factory=dict)  # by the id of a cache mount
 
     def blobs(self) -> dict[Digest, Descriptor]:
-        """All that has to go along."""
-        kept = (
-            layer for record in self.records if record.kept for layers in record.outputs.values() for layer in layers
-        )
+        """All that has to go along, in an order that does not depend on that of the records."""
+        records = sorted((record for record in self.records if record.kept), key=lambda record: record.key)
+        kept = (layer for record in records for layers in record.outputs.values() for layer in layers)
         found = {layer.blob.digest: layer.blob for layer in kept if layer.blob is not None}
         return {**found, **{blob.digest: blob for blob in self.mounts.values()}}
 
