@@ -25,8 +25,22 @@ Metadata = Mapping[str, str]
 Methods = Mapping[str, Method]
 
 
+class _Table(dict[str, Method]):
+    """Has an answer for methods that are not in it: grpclib's own lacks a header without which Go's clients are lost."""
+
+    def get(self, path: str, default: object = None) -> Method:  # type: ignore[override]
+        return self[path] if path in self else _UNKNOWN
+
+
+async def _refuse(stream: Stream[Request, Reply]) -> None:
+    raise GRPCError(Status.UNIMPLEMENTED, f"unknown method {stream._method_name}")
+
+
+_UNKNOWN = Method(_refuse, Cardinality.STREAM_STREAM, Message, Message)
+
+
 def serve(methods: Methods) -> Protocol:
-    handler = Handler(dict(methods), ProtoCodec(), DetailsCodec(), _DispatchServerEvents())
+    handler = Handler(_Table(methods), ProtoCodec(), DetailsCodec(), _DispatchServerEvents())
     return Protocol(handler, client_side=False)
 
 

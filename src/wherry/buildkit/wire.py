@@ -230,8 +230,8 @@ class Protocol(H2Protocol):
             length = int.from_bytes(data[at : at + 3], "big")
             end = at + 9 + length
             if length > _MAX_FRAME:
-                at = len(data)  # h2 refuses it
-                break
+                self.processor.close("the peer sent a frame that is too large")
+                return
             if end > len(data):
                 break
             if data[at + 3] == 0 and data[at + 4] == 0:  # DATA without padding, not the last of its stream
