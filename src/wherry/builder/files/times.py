@@ -18,13 +18,15 @@ _PYCACHE = b"__pycache__"
 _HEADER = 16  # bytes: magic, flags, time and size of the source (PEP 552)
 _SECONDS = 0xFFFFFFFF
 
+Found = tuple[bytes, os.stat_result]
+
 
 def settle_times(upper: Path | int, epoch_ns: int, whiteouts: Whiteouts, *, below: int | None = None) -> None:
-    """Give everything in the snapshot's directory `upper` that is younger than the epoch (ns) the epoch's time.
+    """Give everything that was written to the snapshot's directory `upper` and is younger than the epoch (ns) its time.
 
-    `whiteouts` is the snapshotter's form: overlay's marks for deletions stay untouched. Where `upper` holds the files
-    of the layers below as well (Whiteouts.APPLY), `below` is the tree of those: what has the same time there was not
-    written by the step. The snapshot must not be mounted.
+    `whiteouts` is the snapshotter's form: overlay's marks for deletions stay untouched. `below` is the tree the
+    snapshot was made on: what has the same time there was not written, whether it is here because a snapshot holds all
+    files (Whiteouts.APPLY) or because something about it or in it was changed. The snapshot must not be mounted.
     """
     if isinstance(upper, int):
         _settle(upper, epoch_ns, whiteouts, below)
@@ -36,41 +38,39 @@ def settle_times(upper: Path | int, epoch_ns: int, whiteouts: Whiteouts, *, belo
 def _settle(upper: int, epoch: int, whiteouts: Whiteouts, below: int | None) -> None:
     sources: dict[bytes, dict[bytes, int]] = {}  # of directories with a cache not visited yet: module -> time before
     for listing in walk(upper):
-        before = _times_below(below, listing)
-        if not listing.path and os.fstat(upper).st_mtime_ns > epoch and os.fstat(upper).st_mtime_ns != before.get(b"."):
-            os.utime(upper, ns=(epoch, epoch))
         directory, _, base = listing.path.rpartition(b"/")
         if base == _PYCACHE and (settled := sources.pop(directory, None)):
             _settle_compiled(listing, settled, epoch)
+        entries = listing.entries if listing.path else [(b".", os.fstat(upper)), *listing.entries]
         modules: dict[bytes, int] = {}
-        cached = False
-        for name, found in listing.entries:
-            cached = cached or name == _PYCACHE
-            if found.st_mtime_ns <= epoch or found.st_mtime_ns == before.get(name):
-                continue
+        for name, found in _written(entries, epoch, below, listing.path):
             if whiteouts is Whiteouts.OVERLAY and is_whiteout(found):
                 continue
             if name.endswith(b".py"):
                 modules[name[:-3]] = found.st_mtime_ns // 1_000_000_000
             os.utime(name, ns=(epoch, epoch), dir_fd=listing.fd, follow_symlinks=False)
-        if cached and modules:
+        if modules and any(name == _PYCACHE for name, _ in listing.entries):
             sources[listing.path] = modules
 
 
-def _times_below(below: int | None, listing: Listing) -> dict[bytes, int]:
-    """mtimes of the same directory in the layers below: of its entries, and of itself as b"."."""
-    if below is None:
-        return {}
+def _written(entries: list[Found], epoch: int, below: int | None, path: bytes) -> list[Found]:
+    """Those of a directory's entries that are younger than the epoch, and are not as old in the tree below."""
+    young = [(name, found) for name, found in entries if found.st_mtime_ns > epoch]
+    if below is None or not young:
+        return young
     try:
-        fd = open_directory(below, listing.path)
+        fd = open_directory(below, path)
     except OSError:
-        return {}
+        return young
     with closing(fd):
-        found = {b".": os.fstat(fd).st_mtime_ns}
-        with os.scandir(fd) as entries:
-            for entry in entries:
-                found[os.fsencode(entry.name)] = entry.stat(follow_symlinks=False).st_mtime_ns
-        return found
+        return [(name, found) for name, found in young if _time(fd, name) != found.st_mtime_ns]
+
+
+def _time(directory: int, name: bytes) -> int | None:
+    try:
+        return os.stat(name, dir_fd=directory, follow_symlinks=False).st_mtime_ns
+    except FileNotFoundError:
+        return None
 
 
 def _settle_compiled(listing: Listing, modules: dict[bytes, int], epoch: int) -> None:

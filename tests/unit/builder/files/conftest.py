@@ -54,7 +54,7 @@ class Tree:
                 if stat.S_ISLNK(status.st_mode):
                     found[key] = f"-> {os.readlink(path)}"
                 elif stat.S_ISREG(status.st_mode):
-                    found[key] = path.read_text()
+                    found[key] = path.read_text(errors="surrogateescape")
                 elif not any(path.iterdir()):
                     found[f"{key}/"] = ""
         return found
