@@ -249,7 +249,9 @@ class TarReader:
     def _finish(self) -> None:
         if self._stream.skip(self._left) < self._left:
             raise self._truncated()
-        if self._stream.skip(self._padding) < self._padding:
+        # Ending where the last content ends is allowed: so does the context of `docker build -f` with a Dockerfile from
+        # elsewhere, and Go's reader takes it.
+        if 0 < self._stream.skip(self._padding) < self._padding:
             raise self._truncated()
         self._left = self._padding = 0
 

@@ -431,3 +431,8 @@ def test_no_bytes_make_the_pax_parser_fail_otherwise(body):
         for key, value in parse_pax(body, "archive").items():
             assert key
             assert isinstance(value, bytes)
+
+
+def test_an_archive_may_end_where_its_last_content_ends():
+    [(entry, data)] = read(block(size=b"00000000003") + b"abc")
+    assert (entry.size, data) == (3, b"abc")
