@@ -75,7 +75,7 @@ async def _build(call: Call, request: BuildRequest, report: Report) -> None:
     async with _ended(job), _scratch(builder) as scratch:
         client.directory, alone = await _context(call, request, job, scratch)
         filename = DEFAULT if alone else request.options.filename
-        steps = await _read_steps(client.directory, filename, request)
+        steps = await _read_steps(call, client.directory, filename, request)
         request = replace(request, options=replace(request.options, filename=filename))
         if request.quiet:
             await _run_quietly(job, request, steps, report)
@@ -153,10 +153,18 @@ def _own_copy(directory: Directory, scratch: Path) -> Path:
     return copy
 
 
-async def _read_steps(directory: Path, filename: str, request: BuildRequest) -> list[Step]:
+async def _read_steps(call: Call, directory: Path, filename: str, request: BuildRequest) -> list[Step]:
     """Raises InvalidParameter in Docker's words when there is no Dockerfile, and for what is wrong with it."""
+    images = call.services.images.store
+
+    def image_id(base: str) -> str:
+        try:
+            return images.get(base).id
+        except WherryError:
+            return ""
+
     data = await settle(_read_dockerfile, directory, filename)
-    return steps_of(parse_dockerfile(data, filename), request.options, host_platform())
+    return steps_of(parse_dockerfile(data, filename), request.options, host_platform(), image_id)
 
 
 def _read_dockerfile(directory: Path, filename: str) -> bytes:

@@ -29,6 +29,8 @@ RED, PLAIN = "\x1b[91m", "\x1b[0m"  # around what a step writes to its standard 
 
 _FAILED = re.compile(r'process "(.*)" did not complete successfully: exit code: (\d+)(.*)', re.DOTALL)
 _LAYER = re.compile(r"(extracting )?sha256:([0-9a-f]{12})[0-9a-f]*\Z")  # a status of a base image
+_MISSING = re.compile(r'"/?(.*)": not found', re.DOTALL)
+_TRIGGER = re.compile(r"\A(.*)/on\d+\Z")
 _PINNED = re.compile(r"@sha256:([0-9a-f]{12})")
 
 
@@ -105,6 +107,7 @@ class Step:
     kind: Kind
     text: str  # as it stands in the file, on one line
     slot: str = ""  # of the vertices it has become
+    image: str = ""  # short ID of the image that a base is, when known
 
 
 def failure_line(message: str) -> Line:
@@ -138,7 +141,9 @@ class Classic:
         """Lines that can be told now that this has happened."""
         match event:
             case VertexEvent():
-                if event.slot:
+                if (trigger := _TRIGGER.search(event.slot)) is not None:
+                    self._triggered(event, trigger[1])
+                elif event.slot:
                     self._slots[event.key] = event.slot
                     self._vertices[event.slot] = event
             case LogEvent():
@@ -166,7 +171,20 @@ class Classic:
             yield from self._heard(self._steps[self._at].slot)
         if removed and self._running:
             yield {"stream": f"Removing intermediate container {self._running}\n"}
+        step = self._steps[self._at] if self._at < len(self._steps) else None
+        if step is not None and step.kind is Kind.FILES and (missing := _MISSING.fullmatch(message)):
+            message = (
+                f"{step.text.split()[0].upper()} failed: file not found in build context or excluded by "
+                f".dockerignore: stat {missing[1]}: file does not exist"
+            )
         yield failure_line(message)
+
+    def _triggered(self, event: VertexEvent, stage: str) -> None:
+        """A step that a base image brings with it (ONBUILD) is told under the first of the stage's own."""
+        slots = [step.slot for step in self._steps if step.slot.rpartition("/")[0] == stage]
+        if slots and event.key not in self._slots:
+            self._slots[event.key] = slots[min(1, len(slots) - 1)]
+            self._hear(event.key, {"stream": f"# Executing build trigger: {event.name}\n"})
 
     def _hear(self, vertex: str, line: Line | None) -> None:
         slot = self._slots.get(vertex)
@@ -222,6 +240,17 @@ class Classic:
                 return event
         return None
 
+    def _before(self, step: Step) -> VertexEvent | None:
+        """The last step before that has done something, in the same stage: behind it only the config changes."""
+        stage = step.slot.rpartition("/")[0]
+        for other in reversed(self._steps[: self._at]):
+            event = self._vertices.get(other.slot)
+            if other.kind is Kind.BASE or other.slot.rpartition("/")[0] != stage:
+                return None
+            if event is not None:
+                return event
+        return None
+
     def _progress(self, step: Step) -> Iterator[Line]:
         own = self._vertices.get(step.slot)
         if step.kind is Kind.RUN and own is not None and own.started and not own.cached and not self._running:
@@ -236,7 +265,7 @@ class Classic:
             self._name = ""
             yield {"stream": " ---> \n"}
             return
-        own = self._vertices.get(step.slot) or self._next()
+        own = self._vertices.get(step.slot) or self._next() or self._before(step)
         if self._running:
             yield {"stream": f"Removing intermediate container {self._running}\n"}
         if step.kind is not Kind.BASE and own is not None and own.cached:
@@ -246,6 +275,8 @@ class Classic:
 
     def _short(self, step: Step) -> str:
         """The same in every build of these instructions; of a base image, its digest's beginning."""
+        if step.image:
+            return step.image
         own = self._vertices.get(step.slot)
         pinned = _PINNED.search(own.name) if own is not None and step.kind is Kind.BASE else None
         return pinned[1] if pinned else _digits(f"{self._name} {step.text}")

@@ -1,6 +1,6 @@
 """The steps of a Dockerfile as the classic builder numbers them: of the stages that are needed, in the file's order."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from wherry.api.build_output import Kind, Step
 from wherry.builder.dockerfile.convert.resolving import global_arguments, references
@@ -8,24 +8,32 @@ from wherry.builder.dockerfile.convert.scope import Reader
 from wherry.builder.dockerfile.instructions import Instruction, Run, Transfer, Workdir
 from wherry.builder.dockerfile.stages import Dockerfile, Stage
 from wherry.builder.options import Options
+from wherry.ids import short
 from wherry.spec.image import Platform
 
 SCRATCH = "scratch"
 
 
-def steps_of(dockerfile: Dockerfile, options: Options, host: Platform) -> list[Step]:
-    """Raises DockerfileError for a target that is not there, or references that cannot be read."""
-    return list(_steps(dockerfile, options, host))
+def steps_of(
+    dockerfile: Dockerfile, options: Options, host: Platform, image_id: Callable[[str], str] = lambda base: ""
+) -> list[Step]:
+    """`image_id` says which image a base is, as far as that is known before the build.
+
+    Raises DockerfileError for a target that is not there, or references that cannot be read.
+    """
+    return list(_steps(dockerfile, options, host, image_id))
 
 
-def _steps(dockerfile: Dockerfile, options: Options, host: Platform) -> Iterator[Step]:
+def _steps(dockerfile: Dockerfile, options: Options, host: Platform, image_id: Callable[[str], str]) -> Iterator[Step]:
     bases = _bases(dockerfile, options, host)
     for arg in dockerfile.args:
         yield Step(Kind.GLOBAL, arg.original)
     for stage in _needed(dockerfile, options, bases):
         name = stage.name or str(stage.number)
-        kind = Kind.SCRATCH if bases[stage.number] == SCRATCH else Kind.BASE
-        yield Step(kind, stage.start.original, f"{name}/0")
+        base = bases[stage.number]
+        kind = Kind.SCRATCH if base == SCRATCH else Kind.BASE
+        known = "" if kind is Kind.SCRATCH or dockerfile.stage(base) is not None else image_id(base)
+        yield Step(kind, stage.start.original, f"{name}/0", short(known))
         for number, instruction in enumerate(stage.instructions, 1):
             yield Step(_kind(instruction), instruction.original, f"{name}/{number}")
     if options.labels:

@@ -24,6 +24,7 @@ class Group:
 
 
 _ATTACH = Entry("attach", "attach", "Attach local standard input, output, and error streams to a running container")
+_BUILD = Entry("build", "build", "Build an image from a Dockerfile")
 _COMMIT = Entry("commit", "commit", "Create a new image from a container's changes")
 _CP = Entry("cp", "cp", "Copy files/folders between a container and the local filesystem")
 _CREATE = Entry("run", "create", "Create a new container")
@@ -62,6 +63,7 @@ COMMON: dict[str, Entry] = {
     "run": _RUN,
     "exec": _EXEC,
     "ps": _PS,
+    "build": _BUILD,
     "pull": _PULL,
     "push": _PUSH,
     "images": _IMAGES,
@@ -104,6 +106,24 @@ OTHERS: dict[str, Entry] = {
 }
 
 GROUPS: dict[str, Group] = {
+    "builder": Group(
+        "Manage builds",
+        {
+            "build": _BUILD,
+            "du": Entry("builder", "du", "Show what builds keep on disk"),
+            "prune": Entry("builder", "prune", "Remove build cache"),
+        },
+    ),
+    "builds": Group(
+        "Look at what was built",
+        {
+            "explain": Entry("builds", "explain", "Say why each step of a build ran, or did not"),
+            "inspect": Entry("builds", "inspect", "Display detailed information on one or more builds"),
+            "logs": Entry("builds", "logs", "Fetch the log of a build, all of it"),
+            "ls": Entry("builds", "ls", "List builds"),
+            "rm": Entry("builds", "rm", "Remove the records of one or more builds"),
+        },
+    ),
     "container": Group(
         "Manage containers",
         {
@@ -138,6 +158,7 @@ GROUPS: dict[str, Group] = {
         "Manage images",
         {
             "bootstrap": Entry("bootstrap", "bootstrap", "Make a base image from this machine's packages"),
+            "build": _BUILD,
             "convert": Entry("convert", "convert", "Make an image whose layers are compressed another way"),
             "history": _HISTORY,
             "import": _IMPORT,
@@ -210,6 +231,7 @@ SERVERS = {
 
 # second names of a group's commands
 ALIASES = {
+    "builds": {"history": "ls", "list": "ls", "remove": "rm"},
     "container": {"list": "ls", "ps": "ls", "remove": "rm"},
     "image": {"list": "ls", "remove": "rm"},
     "network": {"list": "ls", "remove": "rm"},

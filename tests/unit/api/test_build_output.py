@@ -82,7 +82,7 @@ def test_a_build_reads_like_dockerds() -> None:
 
 def test_a_build_from_the_cache_says_so_at_every_step() -> None:
     shown = told(STEPS[1:], [vertex("0/1"), vertex("0/3", cached=True), vertex("0/4", cached=True)])
-    assert shown.count(" ---> Using cache\n") == 3, "ENV, which a cached step has seen, RUN and COPY"
+    assert shown.count(" ---> Using cache\n") == 4, "RUN and COPY, and what only changes the config around them"
     assert "Running in" not in shown
 
 

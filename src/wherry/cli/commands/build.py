@@ -1,0 +1,188 @@
+"""`build`: an image, an archive or files from a Dockerfile."""
+
+from __future__ import annotations
+
+import os
+
+from wherry.cli.build_flags import BUILD_FLAGS
+from wherry.cli.build_request import Plan, plan_build
+from wherry.cli.command import CLI, Command
+from wherry.cli.console import Failure, err, flush, line, out
+from wherry.cli.flags import Flags
+from wherry.client.engine import EngineError
+from wherry.client.jsontext import JSONError, dumps, indent, loads
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from wherry.cli.build_board import Board
+    from wherry.cli.build_session import Display
+
+STDERR = 2
+INTERRUPTED = 130
+FAST, SLOW = 100, 1000  # ms between two looks at the clock
+
+
+class Quiet:
+    """Shows nothing, and remembers it for when the build fails."""
+
+    def __init__(self) -> None:
+        from wherry.cli.build_board import Board
+
+        self.board = Board()
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        self.board.hear(event)
+
+    def tick(self) -> None:
+        return
+
+    def end(self) -> None:
+        return
+
+
+class Raw(Quiet):
+    """The engine's events as they are, a JSON document a line."""
+
+    def hear(self, event: Mapping[str, Any]) -> None:
+        err(dumps(event) + "\n")
+
+
+def write_error(text: str) -> None:
+    data = text.encode("utf-8", "surrogateescape")
+    while data:
+        data = data[os.write(STDERR, data) :]
+
+
+def choose_display(cli: CLI, flags: Flags) -> tuple[Display, Board, int | None]:
+    """What shows the progress, the board it is on, and how often it looks at the clock."""
+    wanted = flags.text("progress")
+    if "progress" not in flags.changed:
+        wanted = cli.environ.get("BUILDKIT_PROGRESS") or wanted
+    if flags.on("quiet") or wanted in ("quiet", "none"):
+        quiet = Quiet()
+        return quiet, quiet.board, None
+    if wanted == "rawjson":
+        raw = Raw()
+        return raw, raw.board, None
+    terminal = os.isatty(STDERR) and cli.environ.get("TERM", "") != "dumb"
+    if wanted == "tty" and not os.isatty(STDERR):
+        raise Failure("ERROR: failed to get console: provided file is not a console")
+    if wanted == "tty" or (wanted == "auto" and terminal):
+        from wherry.cli.build_tty import Terminal
+        from wherry.cli.terminal import size_of
+
+        tty = Terminal(write_error, lambda: size_of(STDERR), colours="NO_COLOR" not in cli.environ)
+        return tty, tty.board, FAST
+    from wherry.cli.build_plain import Plain
+
+    plain = Plain(write_error)
+    return plain, plain.board, SLOW
+
+
+def run(cli: CLI, flags: Flags, arguments: list[str]) -> int:
+    from wherry.cli.build_plain import failure_text, warnings_text
+    from wherry.cli.build_session import SIGNALS, Session
+    from wherry.cli.signals import Inbox
+
+    plan = plan_build(cli, flags, arguments[0])
+    display, board, interval = choose_display(cli, flags)
+    flush()
+    try:
+        hijacked = cli.engine.hijack("/builds")
+    except EngineError as exc:
+        if exc.status == 404:
+            raise Failure(
+                "this engine has no /builds: `build` needs Wherry's own, docker's is `docker build`"
+            ) from None
+        raise
+    try:
+        with Inbox(SIGNALS) as inbox:
+            session = Session(cli, plan, hijacked, inbox, display)
+            end = session.run(interval=interval)
+    finally:
+        hijacked.close()
+        display.end()
+    if end.get("type") == "failed":
+        write_error(failure_text(board, str(end.get("message")), str(end.get("excerpt") or "")))
+        if end.get("ref"):
+            write_error(f"The whole of it: wherry builds logs {end['ref']}\n")
+        return INTERRUPTED if session.interrupted else 1
+    if plan.call:
+        return show_answer(flags, end.get("metadata") or {})
+    if not isinstance(display, Quiet):
+        write_error(warnings_text(board))
+    finish(flags, plan, end)
+    return 0
+
+
+def show_answer(flags: Flags, metadata: Mapping[str, str]) -> int:
+    """Of --check and --call, on standard output; the exit code is the linter's."""
+    form = flags.text("call").partition(",")[2]
+    if form in ("format=json", "json"):
+        out(metadata.get("result.json", "").rstrip("\n") + "\n")
+    else:
+        text = metadata.get("result.txt", "").rstrip("\n")
+        out((text or "Check complete, no warnings found.") + "\n")
+    return int(metadata.get("result.statuscode") or 0)
+
+
+def finish(flags: Flags, plan: Plan, end: Mapping[str, Any]) -> None:
+    """Files that were asked for, and what is printed at the end."""
+    response: dict[str, str] = end.get("response") or {}
+    image = response.get("containerimage.config.digest") or response.get("containerimage.digest") or ""
+    _name_caches(plan, response)
+    if path := flags.text("iidfile"):
+        _write_file(path, image)
+    if path := flags.text("metadata-file"):
+        _write_file(path, indent(dumps(_metadata(response, str(end.get("ref") or "")), sort=True), "  ") + "\n")
+    if flags.on("quiet") and image:
+        line(image)
+    if difference := response.get("wherry.difference"):
+        out(difference.rstrip("\n") + "\n")
+
+
+def _write_file(path: str, text: str) -> None:
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as exc:
+        raise Failure(f"open {path}: {(exc.strerror or '').lower()}") from None
+
+
+def _metadata(response: Mapping[str, str], ref: str) -> dict[str, Any]:
+    import binascii
+
+    found: dict[str, Any] = {"wherry.build.ref": ref, **response}
+    if encoded := response.get("containerimage.descriptor"):
+        try:
+            found["containerimage.descriptor"] = loads(binascii.a2b_base64(encoded))
+        except (binascii.Error, JSONError):
+            return found
+    return found
+
+
+def _name_caches(plan: Plan, response: Mapping[str, str]) -> None:
+    """The blobs of a local cache are there; its index names them."""
+    described = response.get("cache.manifest")
+    if not described:
+        return
+    from wherry.cli.build_layouts import add_to_index
+
+    for each in plan.cache_exports:
+        if each["type"] == "local":
+            attributes = each["attributes"]
+            add_to_index(os.path.realpath(attributes["dest"]), loads(described), attributes.get("tag", "latest"))
+
+
+COMMANDS = {
+    "build": Command(
+        "[OPTIONS] PATH | URL | -",
+        run,
+        flags=BUILD_FLAGS,
+        arguments=(1, 1),
+        details="Build an image from a Dockerfile",
+    )
+}
