@@ -63,7 +63,9 @@ async def build(
     """Build the directory `context`; as image `name`, or as `exports` say.
 
     `dockerfile` is a directory other than the context that has the Dockerfile; `contexts` are named ones;
-    `destinations` go by the export's number: a directory for local, a file for tar and archives. `told` hears every event.
+    `destinations` go by the export's number: a directory for local, a file for tar and archives. `told` hears every
+    event.
+
     Raises DockerfileError, ProgramFailed, and other WherryErrors; the record of the build says the same.
     """
     options = options or Options()
