@@ -15,7 +15,7 @@ from wherry.builder.dockerfile.instructions import Add, Copy, Transfer, Workdir
 from wherry.builder.dockerfile.parser import Heredoc
 from wherry.builder.graph import NO_INPUT, Files, FileStep, GitSource, HttpSource, MakeDirectory, MakeFile, Owner
 from wherry.builder.graph import Copy as CopyAction
-from wherry.digest import parse as parse_digest
+from wherry.digest import Digest, is_digest
 
 UNNAMED = "__unnamed__"  # what is downloaded from an address that names no file
 _OCTAL = re.compile(r"0*[0-7]{1,4}\Z")
@@ -38,16 +38,18 @@ def target_path(directory: str, path: str) -> str:
 def workdir(building: Building, step: Step, instruction: Workdir) -> None:
     """The directory is made, unless it is the root. Raises InvalidParameter."""
     reader = building.reader()
-    path = absolute(building.config.working_dir, reader.text(instruction.path))
-    building.change(working_dir=path)
+    said = reader.text(instruction.path)
+    path = absolute(building.config.working_dir, said)
+    kept = said if said.startswith("/") else path  # an absolute one as it is written
+    building.change(working_dir=kept)
     if path == "/":
-        building.tell(f"WORKDIR {path}")
+        building.tell(f"WORKDIR {kept}")
         return
     owner = parse_owner(building.config.user)
     make = FileStep(action=MakeDirectory(path=path, parents=True, owner=owner), input=0, output=0)
     name = building.step_name(step)
     draft = building.add(step, Files(steps=(make,)), [building.tree], name=name, args=_used(building, reader))
-    building.tell(f"WORKDIR {path}", layer=draft)
+    building.tell(f"WORKDIR {kept}", layer=draft)
 
 
 def transfer(building: Building, step: Step, instruction: Transfer, lookup: Lookup) -> None:
@@ -194,7 +196,7 @@ class _Maker:
     def _download(self, path: str, add: Add | None) -> None:
         if add is None:
             raise DockerfileError("source can't be a URL for COPY", near=path)
-        checksum = parse_digest(self.checksum) if self.checksum else None
+        checksum = parse_checksum(self.checksum) if self.checksum else None
         name = file_name(path)
         draft = self._draft(HttpSource(url=path, filename=name, checksum=checksum))
         self._copies.append((self._remote(f"/{name}", unpack=bool(add.unpack)), self._add(draft)))
@@ -236,6 +238,15 @@ class _Maker:
             exclude=self.exclude,
         )
         self._copies.append((action, self._add(tree)))
+
+
+def parse_checksum(text: str) -> Digest:
+    if is_digest(text):
+        return Digest(text)
+    if not text.startswith("sha256:"):
+        raise DockerfileError("unsupported digest algorithm", near=text)
+    wrong = "format" if len(text) == len("sha256:") + 64 else "length"
+    raise DockerfileError(f"invalid checksum digest {wrong}", near=text)
 
 
 def _document_path(document: Heredoc) -> str:

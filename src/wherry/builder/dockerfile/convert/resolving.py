@@ -116,7 +116,7 @@ class Resolving:
         building = Building(
             common=common,
             stage=stage,
-            base=self._by_name.get(base_name.lower()),
+            base=self._by_name.get(base_name),
             base_name=base_name,
             shown=(stage.name or f"stage-{stage.number}") if len(self._dockerfile.stages) > 1 else "",
             platform=self._platform(stage, reader),
@@ -400,7 +400,7 @@ def _inherit(building: Building, base: Building) -> None:
     building.bottom = base.tree if base.replaced else base.bottom
     building.image, building.image_platform = base.image, base.image_platform
     building.history = list(base.history)
-    building.scope = base.scope.copy()
+    building.scope = base.scope.child()
 
 
 def _start(building: Building, base: Base) -> None:

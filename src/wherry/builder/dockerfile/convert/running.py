@@ -64,7 +64,7 @@ def run(building: Building, step: Step, instruction: Run, lookup: Lookup) -> Non
     note = f" ({summary(instruction.heredocs[0].content)})" if single else ""
     name = building.step_name(step, shell=True, note=note, hidden=secrets)
     draft = building.add(step, op, inputs, name=name, args=scope.build_args)
-    building.tell(ran(args, scope.build_args), layer=draft)
+    building.tell(ran(args, scope.own_args), layer=draft)
 
 
 def _environment(env: Mapping[str, str], mounts: list[ExecMount]) -> dict[str, str]:
@@ -91,7 +91,7 @@ def _command(building: Building, instruction: Run) -> tuple[tuple[str, ...], Dra
         name="[internal] preparing inline document",
         platform=building.platform,
     )
-    return (f"{SCRIPTS}/{document.name}",), building.common.drawing.add(draft)
+    return building.shell(f"{SCRIPTS}/{document.name}"), building.common.drawing.add(draft)
 
 
 def _network(building: Building, instruction: Run) -> NetworkMode:

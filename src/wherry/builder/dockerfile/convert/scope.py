@@ -19,12 +19,15 @@ SCANS = frozenset({"BUILDKIT_SBOM_SCAN_CONTEXT", "BUILDKIT_SBOM_SCAN_STAGE"})  #
 class Scope:
     env: dict[str, str] = field(default_factory=dict)
     args: dict[str, str | None] = field(default_factory=dict)  # declared by ARG, in order; None = without a value
+    own: set[str] = field(default_factory=set)  # of those: declared in this stage
 
-    def copy(self) -> "Scope":
+    def child(self) -> "Scope":
+        """Of a stage built on this one."""
         return Scope(env=dict(self.env), args=dict(self.args))
 
     def declare(self, name: str, value: str | None) -> None:
         self.args[name] = value
+        self.own.add(name)
         if value is not None and name not in SCANS:
             self.env[name] = value
 
@@ -32,6 +35,11 @@ class Scope:
     def build_args(self) -> dict[str, str]:
         """Everything ARG declared, with the value it has by now."""
         return {name: self.env.get(name, value or "") for name, value in self.args.items()}
+
+    @property
+    def own_args(self) -> dict[str, str]:
+        """Only what was declared in this stage."""
+        return {name: value for name, value in self.build_args.items() if name in self.own}
 
 
 @dataclass(slots=True, kw_only=True)

@@ -91,22 +91,27 @@ def _env(building: Building, instruction: Env) -> None:
 
 
 def _arg(building: Building, instruction: Arg) -> None:
-    said = []
+    """History tells the defaults, not what was given with the build: that is told where it is used."""
+    common, said = building.common, []
     for arg in instruction.args:
-        value = _argument(building, arg)
+        default = _default(building, arg)
+        given = common.options.build_args.get(arg.name)
+        value = given if given is not None else default if default is not None else common.global_args.get(arg.name)
         building.scope.declare(arg.name, value)
-        said.append(arg.name if value is None else f"{arg.name}={value}")
+        said.append(arg.name if default is None else f"{arg.name}={default}")
     building.tell(" ".join(["ARG", *said]))
 
 
-def _argument(building: Building, arg: ArgPair) -> str | None:
-    """What was given with the build, else the default, else the value of the global scope."""
-    common = building.common
-    if arg.name in common.options.build_args:
-        return common.options.build_args[arg.name]
-    if arg.default is not None:
+def _default(building: Building, arg: ArgPair) -> str | None:
+    """With the values of the arguments before it; one that is not needed may be wrong."""
+    if arg.default is None:
+        return None
+    try:
         return building.reader().text(arg.default)
-    return common.global_args.get(arg.name)
+    except DockerfileError:
+        if arg.name in building.common.options.build_args:
+            return arg.default
+        raise
 
 
 def _command(building: Building, instruction: Command) -> tuple[str, ...]:
@@ -149,7 +154,7 @@ def _expose(building: Building, instruction: Expose) -> None:
             if len(ports) > MAX_PORTS:
                 raise DockerfileError(f"more than {MAX_PORTS} ports")
     building.change(exposed_ports={**(building.config.exposed_ports or {}), **{port: {} for port in ports}})
-    building.tell(f"EXPOSE {go_list(ports)}")
+    building.tell(f"EXPOSE map[{' '.join(f'{port}:{{}}' for port in sorted(set(ports)))}]")
 
 
 def _volume(building: Building, instruction: Volume) -> None:

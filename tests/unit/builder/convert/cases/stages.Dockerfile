@@ -4,7 +4,7 @@ RUN make tools
 FROM alpine:3.20 AS never
 RUN false
 
-FROM Tools AS more
+FROM tools AS more
 ENV FROM=more
 RUN make more
 
