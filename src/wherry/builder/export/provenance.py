@@ -8,6 +8,7 @@ Sources: https://slsa.dev/provenance/v0.2 and /v1; BuildKit docs/attestations/sl
 """
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -26,6 +27,9 @@ SLSA_1 = "https://slsa.dev/provenance/v1"
 BUILD_TYPE_02 = "https://mobyproject.org/buildkit@v1"
 BUILD_TYPE_1 = "https://github.com/moby/buildkit/blob/master/docs/attestations/slsa-definitions.md"
 METADATA = "https://mobyproject.org/buildkit@v1#metadata"
+
+_SHA256 = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_SHA1 = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
 
 # Of the machine or of the moment, and nothing that the result is made from.
 _PASSING = frozenset({"cgroup-parent", "image-resolve-mode", "platform", "cache-imports", "requestid"})
@@ -313,8 +317,8 @@ def _uri(material: Input) -> str:
 
 
 def _digest(material: Input) -> dict[str, str]:
-    if material.kind is InputKind.GIT:
-        commit = material.digest.rpartition(":")[2]
-        return {"sha1" if len(commit) == 40 else "sha256": commit}
-    algorithm, colon, value = material.digest.partition(":")
-    return {algorithm: value} if colon else {"sha256": material.digest}
+    """A commit is somewhere in what a checkout is known by."""
+    for algorithm, pattern in (("sha256", _SHA256), ("sha1", _SHA1)):
+        if (match := pattern.search(material.digest)) is not None:
+            return {algorithm: match[0]}
+    return {}

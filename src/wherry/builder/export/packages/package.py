@@ -22,18 +22,17 @@ class Package:
 
     def purl(self, distribution: str = "") -> str:
         """https://github.com/package-url/purl-spec."""
-        parts = (
-            [*self.namespace.split("/"), *self.name.split("/")]
-            if self.kind == "golang"
-            else [
-                self.namespace,
-                self.name,
-            ]
-        )
+        parts = [self.namespace, self.name]
+        if self.kind == "golang":
+            parts = [*self.namespace.split("/"), *self.name.split("/")]
         path = "/".join(quote(part, safe="") for part in parts if part)
-        qualifiers = {"arch": self.architecture, "distro": distribution if self.kind in ("deb", "apk", "rpm") else ""}
-        query = "&".join(f"{key}={quote(value, safe=':')}" for key, value in qualifiers.items() if value)
-        return f"pkg:{self.kind}/{path}@{quote(self.version, safe='')}" + (f"?{query}" if query else "")
+        version, qualifiers = self.version, {"arch": self.architecture}
+        if self.kind == "rpm" and ":" in version:
+            qualifiers["epoch"], _, version = version.partition(":")
+        if self.kind in ("deb", "apk", "rpm"):
+            qualifiers["distro"] = distribution
+        query = "&".join(f"{key}={quote(value, safe=':')}" for key, value in sorted(qualifiers.items()) if value)
+        return f"pkg:{self.kind}/{path}@{quote(version, safe='')}" + (f"?{query}" if query else "")
 
 
 def is_plain(text: str) -> bool:

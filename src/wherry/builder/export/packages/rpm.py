@@ -21,14 +21,14 @@ _INT32, _STRING, _I18N = 4, 6, 9
 _ENTRY = struct.Struct(">IIiI")
 
 
-def read_database(path: str, *, namespace: str, found: str) -> Iterator[Package]:
+def read_database(path: str, *, namespace: str, found: str, work: int = MAX_WORK) -> Iterator[Package]:
     """All packages of the file `path`, which nobody writes to. Nothing of one that is damaged."""
     steps = 0
 
     def too_much() -> bool:
         nonlocal steps
         steps += 1
-        return steps > MAX_WORK // 10_000
+        return steps > work // 10_000
 
     try:
         database = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True)
