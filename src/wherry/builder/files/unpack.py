@@ -47,10 +47,11 @@ def open_archive(root: int, path: bytes) -> int | None:
 def unpack(
     archive: int, path: bytes, target: int, directory: bytes, *, owner: tuple[int, int] | None, clock: Clock
 ) -> None:
-    """Extract into the resolved `directory`, which exists. `path` names the archive in messages.
+    """Extract into the resolved `directory`, which exists and is the root of the archive. `path` names it in messages.
 
-    As in BuildKit devices and fifos are left out, later entries replace earlier ones and what is there, and the
-    archive's entry for its root is not looked at. Raises InvalidParameter for a bad archive.
+    As in BuildKit links on an entry's way are followed, within that root; devices and fifos are left out; later entries
+    replace earlier ones and what is there; the archive's entry for its root is not looked at. Raises InvalidParameter
+    for a bad archive.
     """
     consumed = 0
 
@@ -62,23 +63,24 @@ def unpack(
 
     what, limits = f"archive {shown(path)}", Limits()
     uncompressed = pieces(decompress(read, what=what), limits, lambda: consumed)
-    reader = _Below(uncompressed, what=what, directory=directory, clock=clock, limits=limits)
-    Extractor(target, owner=owner, limits=limits).extract(reader)
+    with closing(open_directory(target, directory)) as root:
+        reader = _Below(uncompressed, what=what, root=root, clock=clock, limits=limits)
+        Extractor(root, owner=owner, limits=limits).extract(reader)
     seen: set[bytes] = set()
     for parent in reader.parents:
-        while parent not in seen and len(parent) >= len(directory):
+        while parent not in seen:
             seen.add(parent)
-            clock.changed(resolve(target, parent))
+            clock.changed(join(directory, parent))
             parent = parent.rpartition(b"/")[0]
 
 
 class _Below(TarReader):
-    """An archive whose entries all lie in one directory, with the times they may have."""
+    """An archive's entries at the places they belong, with the times they may have."""
 
-    def __init__(self, chunks: Iterable[bytes], *, what: str, directory: bytes, clock: Clock, limits: Limits) -> None:
+    def __init__(self, chunks: Iterable[bytes], *, what: str, root: int, clock: Clock, limits: Limits) -> None:
         super().__init__(chunks, what=what, max_headers=3 * limits.max_entries)
-        self._directory, self._clock, self._what = directory, clock, what
-        self.parents: set[bytes] = set()
+        self._root, self._clock, self._what = root, clock, what
+        self.parents: set[bytes] = set()  # directories that something was put into
 
     def next(self) -> Entry | None:
         while (entry := super().next()) is not None:
@@ -89,10 +91,10 @@ class _Below(TarReader):
                 raise InvalidParameter(
                     f"{self._what}: {show(name)} cannot be put into a layer: there such a name means a deletion"
                 )
-            entry.name = join(self._directory, name)
+            entry.name = resolve(self._root, name, follow=False)
             self.parents.add(entry.name.rpartition(b"/")[0])
             if entry.kind is Kind.HARDLINK:
-                entry.link = join(self._directory, normalize(entry.link))
+                entry.link = resolve(self._root, normalize(entry.link), follow=False)
             entry.mtime = self._clock.bounded(entry.mtime)
             return entry
         return None

@@ -2,15 +2,18 @@
 
 import os
 import stat
+import tarfile
 import time
 
 import pytest
 
 from harness.descriptors import descriptors
+from wherry.builder.files.apply import apply
 from wherry.builder.files.checksum import ChecksumIndex, Source, checksum
 from wherry.builder.files.select import select
 from wherry.builder.graph import Copy, MakeDirectory, MakeFile, MakeSymlink, Owner, Remove
 from wherry.errors import InvalidParameter
+from wherry.kernel import mount
 from wherry.storage.archive import Kind
 
 EPOCH = 1_600_000_000
@@ -149,6 +152,26 @@ def test_a_target_behind_links_that_lead_up_is_found(build, base):
     (build.context / "f").write_text("x")
     build.step(base, Copy(source="f", target="/up/deep/f"), Copy(source="f", target="/lib/g"))
     assert names(build) == {"app", "app/deep", "app/deep/f", "usr", "usr/lib", "usr/lib/g"}
+
+
+def test_an_archive_is_unpacked_through_links_that_lead_up(build, base):
+    """The root of a mount that is attached nowhere: `..` in it would be a race to the kernel (openat2, EAGAIN)."""
+    chain = build.run(base, lambda root: (root / "app/lib").symlink_to("../usr/../usr/lib"))
+    with tarfile.open(build.context / "a.tar", "w") as archive:
+        for name in ("app/lib/f", "up/g", "new/h"):
+            archive.addfile(tarfile.TarInfo(name))
+    build.snapshots.prepare("step", chain)
+    action = Copy(source="a.tar", target="/", unpack=True)
+    root = mount.open_detached(build.snapshots.mounts("step"))
+    try:
+        with build.open(build.context) as source:
+            apply(root, action, source, select(source, action), epoch_ns=EPOCH * 10**9, name_lookup=root)
+        found = [
+            os.stat(name, dir_fd=root).st_mtime for name in ("usr/lib/f", "app/g", "new/h", "new", "app", "usr/lib")
+        ]
+    finally:
+        os.close(root)
+    assert found == [0, 0, 0, EPOCH, EPOCH, EPOCH]
 
 
 def test_removing_makes_deletions_of_what_is_below_and_nothing_of_what_is_not(build, base):
