@@ -19,7 +19,7 @@ from wherry.builder.sources import images, tarball
 from wherry.builder.sources.git import GitStore
 from wherry.builder.sources.http import HttpStore
 from wherry.builder.sources.images import Resolved
-from wherry.builder.sources.providers import Providers, bring
+from wherry.builder.sources.providers import Providers, bring, bring_blobs
 from wherry.builder.trees import Directory, Result, Tree
 from wherry.images.leases import Lease
 from wherry.spec.image import Platform
@@ -106,6 +106,13 @@ class JobSources:
             say(StatusEvent(vertex=key, id=name, current=current, total=total, started=begun, completed=done))
 
         return await bring(self._deps.images, self._lease, tree, self.providers, progress)
+
+    async def bring_whole(self, tree: Tree, say: Say, key: str) -> Tree:
+        """`bring`, and the blobs that its layers came as, where anybody has them: an image is exported with them."""
+        found = await self.bring(tree, say, key)
+        blobs = [layer.blob for layer in found.layers if layer.blob is not None]
+        await bring_blobs(self._deps.images, self._lease, blobs, self.providers)
+        return found
 
     async def unpack(self, url: str, file: Directory | None) -> tuple[Output, bool]:
         """A context that comes as an archive: uploaded by the client as `url`, or downloaded into `file`."""

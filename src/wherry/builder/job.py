@@ -305,7 +305,7 @@ class Job:
             client=self.client,
             log=self.log,
             variants=variants,
-            bring=lambda tree: self.sources.bring(tree, self.log.add, ""),
+            bring=lambda tree: self.sources.bring_whole(tree, self.log.add, ""),
             epoch=await self.solver().epoch(),
             indexed=built.multi,
         )
