@@ -42,7 +42,7 @@ async def build_targets(
     ignore = await _patterns(definition, options, resolver)
     conversion = await _convert(dockerfile, definition, options, resolver, host=host, ignore=ignore)
     if options.check:
-        findings = _findings(dockerfile, checks, options, ignore, conversion.bases)
+        findings = _findings(dockerfile, checks, options, ignore, conversion)
         for finding in findings:
             warn(finding.event(vertex))
         if (failure := checks.failure(findings)) is not None:
@@ -82,12 +82,12 @@ async def _check(
         dockerfile = parse_dockerfile(definition.data, definition.filename)
         checks = lint.checks_of(dockerfile, options.build_args.get("BUILDKIT_DOCKERFILE_CHECK", ""))
         ignore = await _patterns(definition, options, resolver)
-        bases: Mapping[int, lint.Base] = {}
+        conversion = None
         try:
-            bases = (await _convert(dockerfile, definition, options, resolver, host=host, ignore=ignore)).bases
+            conversion = await _convert(dockerfile, definition, options, resolver, host=host, ignore=ignore)
         except DockerfileError as exc:
             error = exc
-        findings = _findings(dockerfile, checks, options, ignore, bases)
+        findings = _findings(dockerfile, checks, options, ignore, conversion)
     except WherryError as exc:
         error = exc if isinstance(exc, DockerfileError) else DockerfileError(exc.message)
     return outline.lint_result(definition.filename, definition.data, findings, error)
@@ -98,10 +98,12 @@ def _findings(
     checks: Checks,
     options: Options,
     ignore: tuple[str, ...],
-    bases: Mapping[int, lint.Base],
+    conversion: Conversion | None,
 ) -> list[Finding]:
+    found = [finding for finding in conversion.findings if checks.wants(finding.rule)] if conversion is not None else []
+    bases = conversion.bases if conversion is not None else {}
     patterns = Patterns(ignore) if ignore else None
-    return lint.lint(dockerfile, checks=checks, build_args=options.build_args, bases=bases, ignore=patterns)
+    return found + lint.lint(dockerfile, checks=checks, build_args=options.build_args, bases=bases, ignore=patterns)
 
 
 async def _patterns(definition: Definition, options: Options, resolver: Resolver) -> tuple[str, ...]:
