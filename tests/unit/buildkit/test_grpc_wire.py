@@ -9,14 +9,14 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wherry.builder.dockerfile.errors import DockerfileError
+from wherry.builder.graph import Location, Range
 from wherry.buildkit import bk_pb2 as pb
 from wherry.buildkit import wire
 from wherry.buildkit.channel import Channel, Tunnel
 from wherry.buildkit.errors import SOURCE
 from wherry.buildkit.server import serve, streaming, talking, unary
 from wherry.buildkit.wire import Buffer, Pipe, TooLarge, split
-from wherry.builder.dockerfile.errors import DockerfileError
-from wherry.builder.graph import Location, Range
 from wherry.errors import NotFound
 
 
