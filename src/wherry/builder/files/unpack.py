@@ -80,7 +80,8 @@ class _Below(TarReader):
     def __init__(self, chunks: Iterable[bytes], *, what: str, root: int, clock: Clock, limits: Limits) -> None:
         super().__init__(chunks, what=what, max_headers=3 * limits.max_entries)
         self._root, self._clock, self._what = root, clock, what
-        self.parents: set[bytes] = set()  # directories that something was put into
+        self._parent = self._place = b""  # of the entry before: as it was said, and where that is
+        self.parents = {b""}  # directories that something was put into
 
     def next(self) -> Entry | None:
         while (entry := super().next()) is not None:
@@ -91,8 +92,11 @@ class _Below(TarReader):
                 raise InvalidParameter(
                     f"{self._what}: {show(name)} cannot be put into a layer: there such a name means a deletion"
                 )
-            entry.name = resolve(self._root, name, follow=False)
-            self.parents.add(entry.name.rpartition(b"/")[0])
+            parent, _, base = name.rpartition(b"/")
+            if parent != self._parent:
+                self._parent, self._place = parent, resolve(self._root, parent)
+                self.parents.add(self._place)
+            entry.name = join(self._place, base)
             if entry.kind is Kind.HARDLINK:
                 entry.link = resolve(self._root, normalize(entry.link), follow=False)
             entry.mtime = self._clock.bounded(entry.mtime)
