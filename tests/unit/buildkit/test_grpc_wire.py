@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import socket
 import struct
 
@@ -78,6 +79,10 @@ async def ask(channel: Channel, secret_id: str, **kwargs):
         return (await stream.recv_message()).data
 
 
+def bidirectional(channel: Channel, path: str):
+    return channel.request(path, Cardinality.STREAM_STREAM, pb.Bytes, pb.Bytes)
+
+
 async def test_questions_are_answered_with_their_metadata():
     async with channel_to(SAY) as channel:
         assert await ask(channel, "a", metadata=[("who", "me")]) == b"a me"
@@ -116,21 +121,20 @@ async def test_many_megabytes_pass_in_both_directions():
     methods = {"/x/Echo": talking(pb.Bytes, pb.Bytes, echo)}
     message = pb.Bytes(data=bytes(range(256)) * 4096).SerializeToString()
     count, received = 40, 0
-    async with channel_to(methods) as channel:
-        async with channel.request("/x/Echo", Cardinality.STREAM_STREAM, pb.Bytes, pb.Bytes) as stream:
-            await stream.send_request()
-            pipe = Pipe(stream)
+    async with channel_to(methods) as channel, bidirectional(channel, "/x/Echo") as stream:
+        await stream.send_request()
+        pipe = Pipe(stream)
 
-            async def send() -> None:
-                for _ in range(count):
-                    await pipe.send([message])
-                await pipe.send([message], end=True)
+        async def send() -> None:
+            for _ in range(count):
+                await pipe.send([message])
+            await pipe.send([message], end=True)
 
-            sending = asyncio.ensure_future(send())
-            while messages := await pipe.receive():
-                assert all(each == message for each in messages)
-                received += len(messages)
-            await sending
+        sending = asyncio.ensure_future(send())
+        while messages := await pipe.receive():
+            assert all(each == message for each in messages)
+            received += len(messages)
+        await sending
     assert received == count + 1
 
 
@@ -165,15 +169,14 @@ async def test_a_lost_connection_cancels_the_handlers():
             ended.set()
 
     methods = {"/x/Status": streaming(pb.StatusRequest, pb.StatusResponse, wait)}
-    with pytest.raises((StreamTerminatedError, GRPCError)):
-        async with channel_to(methods) as channel:
-            opened = channel.request("/x/Status", Cardinality.UNARY_STREAM, pb.StatusRequest, pb.StatusResponse)
+    async with channel_to(methods) as channel:
+        opened = channel.request("/x/Status", Cardinality.UNARY_STREAM, pb.StatusRequest, pb.StatusResponse)
+        with contextlib.suppress(StreamTerminatedError, GRPCError):
             async with opened as stream:
                 await stream.send_message(pb.StatusRequest(), end=True)
                 await stream.recv_message()
                 channel.close()
-                await stream.recv_message()
-    assert ended.is_set()
+        await asyncio.wait_for(ended.wait(), 10)
 
 
 async def test_a_call_on_a_closed_channel_is_refused():
@@ -212,12 +215,11 @@ async def test_a_reset_behind_the_trailers_is_the_end_and_no_failure():
             self.transport.write(self.h2.data_to_send())
 
     channel = Channel()
-    async with joined(Hasty(), channel.protocol):
-        async with channel.request("/x/Pull", Cardinality.STREAM_STREAM, pb.Bytes, pb.Bytes) as stream:
-            await stream.send_request(end=True)
-            messages = await Pipe(stream).receive()
-            assert [pb.Bytes.FromString(each).data for each in messages] == [b"all"]
-            assert await Pipe(stream).receive() == []
+    async with joined(Hasty(), channel.protocol), bidirectional(channel, "/x/Pull") as stream:
+        await stream.send_request(end=True)
+        messages = await Pipe(stream).receive()
+        assert [pb.Bytes.FromString(each).data for each in messages] == [b"all"]
+        assert await Pipe(stream).receive() == []
 
 
 @pytest.mark.parametrize(
@@ -250,40 +252,36 @@ async def test_who_sends_more_than_it_may_is_cut_off():
 
     protocol = serve({"/x/Pull": talking(pb.Bytes, pb.Bytes, never_read)})
     channel = Channel()
-    with pytest.raises((StreamTerminatedError, GRPCError)):
-        async with joined(protocol, channel.protocol):
-            async with channel.request("/x/Pull", Cardinality.STREAM_STREAM, pb.Bytes, pb.Bytes) as stream:
+    async with joined(protocol, channel.protocol):
+        with contextlib.suppress(StreamTerminatedError, GRPCError):
+            async with bidirectional(channel, "/x/Pull") as stream:
                 await stream.send_request()
                 await begun.wait()
                 frame = b"\0\x40\0\0\0" + struct.pack(">I", stream._stream.id) + bytes(16384)
                 for _ in range(600):  # 9.4 MiB, past the window of 8 and the slack of 1
                     stream._stream._transport.write(frame)
-                await asyncio.wait_for(protocol.lost.wait(), 10)
-                await stream.recv_message()
-    assert protocol.connection.is_closing()
+        await asyncio.wait_for(protocol.lost.wait(), 10)
 
 
 async def test_a_channel_works_through_a_tunnel_inside_another_call():
     """As bake's shared sessions come: HTTP/2 within the messages of Control.Session."""
     inner = Channel()
-    asked = asyncio.Event()
 
     async def tunnel(stream):
         await stream.send_initial_metadata()
         await Tunnel(stream, inner.protocol).run()
 
     far = serve(SAY)
-    async with channel_to({"/x/Session": talking(pb.Bytes, pb.Bytes, tunnel)}) as channel:
-        async with channel.request("/x/Session", Cardinality.STREAM_STREAM, pb.Bytes, pb.Bytes) as stream:
-            await stream.send_request()
-            outer = Tunnel(stream, far)
-            running = asyncio.ensure_future(outer.run())
-            await stream.recv_initial_metadata()
+    methods = {"/x/Session": talking(pb.Bytes, pb.Bytes, tunnel)}
+    async with channel_to(methods) as channel, bidirectional(channel, "/x/Session") as stream:
+        await stream.send_request()
+        await stream.recv_initial_metadata()
+        running = asyncio.ensure_future(Tunnel(stream, far).run())
+        while not hasattr(inner.protocol, "connection"):
             await asyncio.sleep(0)
-            assert await ask(inner, "a" * 3_000_000) == b"a" * 3_000_000 + b" "
-            asked.set()
-            running.cancel()
-            await asyncio.gather(running, return_exceptions=True)
-            await far.handler.wait_closed()
-            await stream.cancel()
+        assert await ask(inner, "a" * 3_000_000) == b"a" * 3_000_000 + b" "
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await far.handler.wait_closed()
+        await stream.cancel()
     assert inner.lost.is_set()
