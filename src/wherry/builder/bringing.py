@@ -85,7 +85,8 @@ class JobSources:
 
         fetched = self._http.fetch(source, secret=self._client.secret, transferred=transferred)
         found = await self._held.enter_async_context(fetched)
-        self.inputs[Input(kind=InputKind.HTTP, name=source.url, digest=found.identity)] = None
+        digest = next(iter(found.checksums.values()), found.identity)
+        self.inputs[Input(kind=InputKind.HTTP, name=source.url, digest=digest)] = None
         return found
 
     async def tree(self, source: TreeSource) -> Result:

@@ -19,6 +19,7 @@ from wherry.aio import settle
 from wherry.builder.client import Client
 from wherry.builder.contexts import ContextPool
 from wherry.builder.deps import Deps
+from wherry.builder.export.seal import forget_lost
 from wherry.builder.job import Built, BuiltPlatform, Cancelled, Job
 from wherry.builder.options import Export
 from wherry.builder.records.record import Exporter, Status
@@ -66,6 +67,7 @@ class Builder:
     async def recover(self) -> None:
         """At the start of the daemon: what a dead one was in the middle of goes."""
         await self.records.recover()
+        await settle(forget_lost, self.deps.images)
         await settle(_empty, self.deps.settings.root / "scratch")
         await settle(_empty, self.deps.settings.exec_root / "build")
 

@@ -6,6 +6,7 @@ what its steps need is fetched once. Everything a job holds on to is let go by `
 
 import asyncio
 import logging
+import time
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -22,8 +23,9 @@ from wherry.builder.dockerfile.convert.sources import ResolvedImage
 from wherry.builder.dockerfile.convert.targets import Target
 from wherry.builder.dockerfile.errors import DockerfileError
 from wherry.builder.dockerfile.frontend import answer, build_targets
-from wherry.builder.export import cache_export, cache_import, cache_manifest, outputs
+from wherry.builder.export import cache_export, cache_import, cache_manifest, outputs, statements
 from wherry.builder.export.cache_manifest import Checksum, Contents, Record
+from wherry.builder.export.provenance import Facts
 from wherry.builder.export.squash import squash
 from wherry.builder.export.work import Variant, Work, telling
 from wherry.builder.graph import GitSource, ImageSource, LocalSource, Location, Output, ResolveMode, Vertex
@@ -42,7 +44,7 @@ from wherry.digest import is_digest
 from wherry.errors import InvalidParameter, WherryError
 from wherry.images.garbage import leased
 from wherry.spec.engine import ContainerConfig
-from wherry.spec.image import Platform, host_platform
+from wherry.spec.image import Platform, host_platform, normalize
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -65,6 +67,7 @@ class Built:
     multi: bool = False  # an index is wanted, even of one
     options: Options = field(default_factory=Options)
     metadata: Mapping[str, bytes] = field(default_factory=dict)  # of a call: result.json, result.txt, …
+    dockerfile: bytes = b""
 
 
 class Cancelled(WherryError):
@@ -153,6 +156,7 @@ class Job:
         return await self._watched(self._export(built, exports, cache_exports))
 
     async def _frontend(self, options: Options) -> Built:
+        statements.check(options)
         solve = self.solver(options.epoch)
         definition, key = await loading.load(solve, options, self.sources.unpack)
         resolver = _Resolver(self.sources, solve)
@@ -170,6 +174,7 @@ class Job:
             ),
             multi=options.multi_platform or len(targets) > 1,
             options=options,
+            dockerfile=definition.data,
         )
 
     async def _graph(self, wanted: Sequence[tuple[Platform, Output | None]], epoch: int | None) -> Built:
@@ -309,7 +314,24 @@ class Job:
             epoch=await self.solver().epoch(),
             indexed=built.multi,
         )
-        return await squash(work) if built.options.squash else work
+        work = await squash(work) if built.options.squash else work
+        return await statements.with_statements(work, built.options, self._facts(built))
+
+    def _facts(self, built: Built) -> Facts:
+        record = self._house.records.get(self.ref)
+        return Facts(
+            ref=self.ref,
+            attributes=record.attributes,
+            host=host_platform(),
+            started=record.created,
+            finished=time.time_ns(),
+            frontend=record.frontend,
+            inputs=list(self.sources.inputs),
+            context=built.options.context,
+            filename=built.options.filename,
+            dockerfile=built.dockerfile,
+            outputs={str(normalize(each.platform)): each.output for each in built.platforms},
+        )
 
     async def _variant(self, built: BuiltPlatform) -> Variant:
         (tree,) = await self.solver().results([built.output], files=True) if built.output else (built.result,)

@@ -16,7 +16,7 @@ from typing import Any
 from wherry.builder.export.attest import purl
 from wherry.builder.export.settings import flag
 from wherry.builder.export.work import Statement, Work
-from wherry.builder.graph import Exec, Location, MountKind, Output, Vertex, walk
+from wherry.builder.graph import Exec, LocalSource, Location, MountKind, Output, Vertex, walk
 from wherry.builder.records.record import Input, InputKind, without_passwords
 from wherry.errors import InvalidParameter
 from wherry.reference import parse
@@ -114,6 +114,8 @@ class _Description:
         self._facts, self._wanted, self._platform = facts, wanted, platform
         output = facts.outputs.get(platform)
         self._vertices = walk([output]) if output is not None else []
+        self._locals = {each.name for each in facts.inputs if each.kind is InputKind.LOCAL}
+        self._locals |= {vertex.op.name for vertex in self._vertices if isinstance(vertex.op, LocalSource)}
 
     def slsa_02(self) -> dict[str, Any]:
         facts, wanted = self._facts, self._wanted
@@ -198,9 +200,8 @@ class _Description:
         found: dict[str, Any] = {"frontend": self._facts.frontend, "args": arguments}
         if self._wanted.full:
             found |= self._offered()
-        locals_ = {each.name for each in self._facts.inputs if each.kind is InputKind.LOCAL}
-        if locals_:
-            found["locals"] = [{"name": name} for name in sorted(locals_)]
+        if self._locals:
+            found["locals"] = [{"name": name} for name in sorted(self._locals)]
         return found
 
     def _offered(self) -> dict[str, Any]:
@@ -237,7 +238,7 @@ class _Description:
     @property
     def _hermetic(self) -> bool:
         """Everything that went into it is among the materials: no directory of a client's, no step with a network."""
-        if any(each.kind is InputKind.LOCAL for each in self._facts.inputs):
+        if self._locals:
             return False
         return not any(isinstance(vertex.op, Exec) and vertex.op.network != "none" for vertex in self._vertices)
 

@@ -18,7 +18,7 @@ from wherry.builder.export.packages.scan import Scan, scan
 from wherry.builder.export.settings import flag
 from wherry.builder.export.work import Statement, Variant, Work, telling
 from wherry.digest import ChainID
-from wherry.errors import NotSupported
+from wherry.errors import InvalidParameter, NotSupported
 from wherry.kernel.files import closing
 from wherry.kernel.mount import open_detached
 from wherry.storage.snapshot import Snapshotter
@@ -28,12 +28,22 @@ _NAMESPACE = uuid.UUID("7d0a9a86-5d8e-4f4c-9d3b-0c8f5d3f6a52")  # of our documen
 _UNKNOWN = "NOASSERTION"
 
 
-async def with_sbom(work: Work, attributes: Mapping[str, str]) -> Work:
-    """Each variant with the statement of what is in it. Raises NotSupported for a scanner that is an image."""
+def check_wish(attributes: Mapping[str, str]) -> None:
+    """The attributes of `attest:sbom`. Raises InvalidParameter, and NotSupported for a scanner that is an image."""
     if generator := attributes.get("generator", ""):
         raise NotSupported(
             f"the SBOM scanner {generator[:200]} cannot be run: leave generator out to use the built-in one"
         )
+    filename = attributes.get("filename", "")
+    if "/" in filename or not filename.isprintable():
+        raise InvalidParameter(f"invalid filename {filename[:50]!r} of sbom")
+    for name in ("referrers", "inline-only"):
+        flag(attributes, name)
+
+
+async def with_sbom(work: Work, attributes: Mapping[str, str]) -> Work:
+    """Each variant with the statement of what is in it. Raises as `check_wish`."""
+    check_wish(attributes)
     variants = []
     for variant in work.variants:
         platform = f" {variant.platform}" if len(work.variants) > 1 else ""
