@@ -275,9 +275,10 @@ class Solve:
     # --- the epoch ----------------------------------------------------------------------------------------------------
 
     def _note_contexts(self, output: Output) -> None:
-        """The contexts of what is wanted decide the time of what is made, before any of it is."""
+        """The contexts of what is wanted, repositories too, decide the time of what is made, before any of it is."""
         for vertex in walk([output]):
-            if isinstance(vertex.op, LocalSource) and (task := self._task(vertex, solid=False)) not in self._newest:
+            is_context = isinstance(vertex.op, LocalSource | GitSource | TreeSource)
+            if is_context and (task := self._task(vertex, solid=False)) not in self._newest:
                 self._newest.append(task)
 
     async def epoch(self) -> int:
@@ -287,8 +288,8 @@ class Solve:
             for task in list(self._newest):
                 results = await asyncio.shield(task)
                 directory = results[0]
-                assert isinstance(directory, Directory)
-                found.append(directory.newest if directory.newest >= 0 else await settle(_newest, directory))
+                if isinstance(directory, Directory):  # else another build's result, whose files have its time
+                    found.append(directory.newest if directory.newest >= 0 else await settle(_newest, directory))
             self._epoch = max(found) // 1_000_000_000 * 1_000_000_000
         return self._epoch
 
