@@ -85,7 +85,8 @@ class GitStore:
                     made = self.checkouts.use(name, lambda draft: work.check_out(commit, draft))
                     thing = await held.enter_async_context(made)
             directory = await settle(_below, thing.files, source)
-            yield Directory(path=directory, identity=_identity(source, name))
+            committed = int(thing.notes["committed"])
+            yield Directory(path=directory, identity=_identity(source, name), newest=committed)
 
     async def _git(self, source: GitSource, secret: Secrets, agent: Agent, told: Told, session: AsyncExitStack) -> Git:
         known_hosts = self._root / "known_hosts"
@@ -383,6 +384,7 @@ class _Remote:
             await self._make_whole(run, files / ".git", commit)
         else:
             await settle(_drop_git, files)
+        draft.notes["committed"] = str(when * 1_000_000_000)
         await settle(_settle_times, files, when * 1_000_000_000)
 
     async def _make_whole(self, run: Callable[..., Awaitable[bytes]], own: Path, commit: str) -> None:

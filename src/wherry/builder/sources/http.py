@@ -201,7 +201,12 @@ class _Job:
         digest, filename = notes["digest"], notes["filename"]
         parts = (filename, source.mode, source.uid, source.gid, digest, notes["modified"])
         identity = hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
-        return Directory(path=thing.files, identity=f"http:{identity}", checksums={filename: digest})
+        return Directory(
+            path=thing.files,
+            identity=f"http:{identity}",
+            checksums={filename: digest},
+            newest=_seconds(notes["modified"]) * 1_000_000_000,
+        )
 
     async def _write(self, path: Path, answer: Answer) -> Digest:
         total = answer.size or 0
