@@ -277,8 +277,6 @@ async def test_a_channel_works_through_a_tunnel_inside_another_call():
         await stream.send_request()
         await stream.recv_initial_metadata()
         running = asyncio.ensure_future(Tunnel(stream, far).run())
-        while not hasattr(inner.protocol, "connection"):
-            await asyncio.sleep(0)
         assert await ask(inner, "a" * 3_000_000) == b"a" * 3_000_000 + b" "
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
