@@ -133,7 +133,7 @@ class _Told:
 def failure_text(board: Board, message: str, excerpt: str) -> str:
     """What stands at the end of a build that failed: the failed step's last lines, the place in the file, the words."""
     found = ""
-    if (step := board.failed) is not None and not step.internal:
+    if (step := board.failed) is not None and step.lines:
         lines = "".join(f"{line.after:.3f} {line.text}\n" for line in step.lines[-TAIL:])
         left_out = f"[{len(step.lines) - TAIL} lines before are left out]\n" if len(step.lines) > TAIL else ""
         found += f"------\n > {step.name}:\n{left_out}{lines}------\n"

@@ -26,6 +26,7 @@ SESSION_URL = "http://buildkit-session/context"  # stands for the archive on sta
 REMOTE = ("http://", "https://", "git://", "ssh://", "git@", "github.com/")
 ELSEWHERE = (*REMOTE, "docker-image://", "target:")  # a named context that is not here
 IMAGES = ("image", "docker", "registry", "moby")
+EXPORT = "export"  # the content store of an OCI layout that is written
 BYTE_STREAMS = ("tar", "oci", "docker")
 NUMBERS = {
     "memory": "memory",
@@ -54,6 +55,11 @@ class Output:
         self.type = type_
         self.attributes = attributes
         self.path = path
+
+    @property
+    def is_layout(self) -> bool:
+        """An OCI layout in a directory."""
+        return self.type == "oci" and self.attributes.get("tar") == "false"
 
 
 class Secret:
@@ -451,6 +457,11 @@ def _add_outputs(plan: Plan, flags: Flags) -> None:
     if sum(each.path == "-" for each in outputs) > 1:
         raise Failure("multiple outputs to stdout are not possible")
     plan.outputs = [each for each in outputs if each.type != "cacheonly"]
+    layouts = [each for each in plan.outputs if each.is_layout]
+    if len(layouts) > 1:
+        raise Failure("only one output can be an OCI layout in a directory (tar=false)")
+    for each in layouts:
+        plan.stores[EXPORT] = os.path.realpath(each.path)
 
 
 def _output(text: str) -> Output:
@@ -474,7 +485,7 @@ def _output(text: str) -> Output:
         if kind == "oci" and fields.get("tar") == "false":
             if not path:
                 raise Failure("dest is required for oci output with tar=false")
-            return Output("oci", fields, path)
+            return Output("oci", fields, path)  # its blobs come into content store EXPORT
         return _to_stream(Output(kind, fields, path or "-"))
     if path:
         raise Failure(f"dest is not supported for {kind} output")

@@ -133,11 +133,15 @@ def finish(flags: Flags, plan: Plan, end: Mapping[str, Any]) -> None:
     """Files that were asked for, and what is printed at the end."""
     response: dict[str, str] = end.get("response") or {}
     image = response.get("containerimage.config.digest") or response.get("containerimage.digest") or ""
-    _name_caches(plan, response)
+    described = _descriptor(response)
+    _name_layouts(plan, response, described)
     if path := flags.text("iidfile"):
         _write_file(path, image)
     if path := flags.text("metadata-file"):
-        _write_file(path, indent(dumps(_metadata(response, str(end.get("ref") or "")), sort=True), "  ") + "\n")
+        metadata: dict[str, Any] = {"wherry.build.ref": end.get("ref"), **response}
+        if described is not None:
+            metadata["containerimage.descriptor"] = described
+        _write_file(path, indent(dumps(metadata, sort=True), "  ") + "\n")
     if flags.on("quiet") and image:
         line(image)
     if difference := response.get("wherry.difference"):
@@ -152,29 +156,29 @@ def _write_file(path: str, text: str) -> None:
         raise Failure(f"open {path}: {(exc.strerror or '').lower()}") from None
 
 
-def _metadata(response: Mapping[str, str], ref: str) -> dict[str, Any]:
+def _descriptor(response: Mapping[str, str]) -> object:
+    """Of what was exported; None when nothing was."""
     import binascii
 
-    found: dict[str, Any] = {"wherry.build.ref": ref, **response}
-    if encoded := response.get("containerimage.descriptor"):
-        try:
-            found["containerimage.descriptor"] = loads(binascii.a2b_base64(encoded))
-        except (binascii.Error, JSONError):
-            return found
-    return found
+    try:
+        return loads(binascii.a2b_base64(response.get("containerimage.descriptor", "")))
+    except (binascii.Error, JSONError):
+        return None
 
 
-def _name_caches(plan: Plan, response: Mapping[str, str]) -> None:
-    """The blobs of a local cache are there; its index names them."""
-    described = response.get("cache.manifest")
-    if not described:
-        return
+def _name_layouts(plan: Plan, response: Mapping[str, str], described: object) -> None:
+    """The blobs of local caches and OCI layouts are there; their indexes name them."""
     from wherry.cli.build_layouts import add_to_index
 
-    for each in plan.cache_exports:
-        if each["type"] == "local":
-            attributes = each["attributes"]
-            add_to_index(os.path.realpath(attributes["dest"]), loads(described), attributes.get("tag", "latest"))
+    if cache := response.get("cache.manifest"):
+        for each in plan.cache_exports:
+            if each["type"] == "local":
+                attributes = each["attributes"]
+                add_to_index(os.path.realpath(attributes["dest"]), loads(cache), attributes.get("tag", "latest"))
+    for output in plan.outputs:
+        if output.is_layout and isinstance(described, dict):
+            name = output.attributes.get("name", "").partition(",")[0]
+            add_to_index(os.path.realpath(output.path), described, name.rpartition(":")[2] or "latest")
 
 
 COMMANDS = {
