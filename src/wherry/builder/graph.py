@@ -211,6 +211,7 @@ class Copy:
     wildcard: bool = True
     empty_wildcard: bool = False  # a wildcard may match nothing
     parents: bool = False  # keep the source's directories (--parents)
+    several: bool = False  # it is one of several sources of an instruction: a file must come into a directory
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     replace: bool = False  # what stands at the target goes first, whatever its kind

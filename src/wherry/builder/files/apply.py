@@ -91,23 +91,11 @@ def _copy(
             unpack(archive, chosen.path, target, directory, owner=owner, clock=clock)
     if not rest:
         return
-    if (action.several or len(rest) > 1) and not rest[0].directory:
-        _need_directory(target, action)
     directory = said if means_directory(action.target) else said.rpartition(b"/")[0]
     make_directories(target, resolve(target, directory), mode=0o755, owner=owner, clock=clock)
-    copy_selection(copier, rest, selection.filter, resolve(target, said), contents=action.contents)
-
-
-def _need_directory(target: int, action: Copy) -> None:
-    """One file after the other would take the place of the one before."""
-    if means_directory(action.target):
-        return
-    found = lstat(target, resolve(target, below(action.target)))
-    if found is None or not stat.S_ISDIR(found.st_mode):
-        raise InvalidParameter(
-            f"cannot copy to {action.target}: When using COPY or ADD with more than one source file, the destination "
-            "must be a directory and end with a /"
-        )
+    copy_selection(
+        copier, rest, selection.filter, resolve(target, said), contents=action.contents, several=action.several
+    )
 
 
 def _make_file(target: int, action: MakeFile, owner: tuple[int, int] | None, clock: Clock) -> None:

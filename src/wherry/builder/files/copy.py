@@ -214,13 +214,20 @@ class Copier:
 
 
 def copy_selection(
-    copier: Copier, selected: Sequence[Chosen], wanted: Filter | None, target: bytes, *, contents: bool
+    copier: Copier,
+    selected: Sequence[Chosen],
+    wanted: Filter | None,
+    target: bytes,
+    *,
+    contents: bool,
+    several: bool = False,
 ) -> None:
-    """Copy all that is `selected` to the resolved `target`.
+    """Copy all that is `selected` to the resolved `target`; `several`: more comes to the same target.
 
     Raises InvalidParameter when several files would get one name: the last would be all that is left.
     """
-    if sum(not chosen.directory for chosen in selected) > 1 and not copier.is_directory(target):
+    files = sum(not chosen.directory for chosen in selected)
+    if (files > 1 or (files and several)) and not copier.is_directory(target):
         raise InvalidParameter(
             "When using COPY with more than one source file, the destination must be a directory and end with a /"
         )

@@ -148,6 +148,10 @@ class _Maker:
         self.inputs.append(tree)
         return len(self.inputs) - 1
 
+    @property
+    def several(self) -> bool:
+        return len(self.instruction.sources) > 1
+
     # --- here-documents -----------------------------------------------------------------------------------------------
 
     def write(self, documents: Sequence[Heredoc]) -> None:
@@ -165,6 +169,7 @@ class _Maker:
             owner=self.owner,
             mode=self.chmod,
             wildcard=False,
+            several=self.several,
             exclude=self.exclude,
         )
         self._copies.append((action, NO_INPUT))
@@ -215,6 +220,7 @@ class _Maker:
             contents=contents,
             unpack=unpack,
             wildcard=False,
+            several=self.several,
             exclude=self.exclude,
         )
 
@@ -235,6 +241,7 @@ class _Maker:
             unpack=unpack,
             empty_wildcard=True,
             parents=parents,
+            several=self.several and not parents,
             exclude=self.exclude,
         )
         self._copies.append((action, self._add(tree)))
