@@ -11,6 +11,7 @@ what is there already, by size and modification time, is not sent again. Blockin
 
 import hashlib
 import os
+import re
 import shutil
 import stat
 import threading
@@ -31,6 +32,8 @@ MAX_ENTRIES = 2_000_000  # of one context
 MAX_PATH = 4096  # bytes
 OPEN_FILES = 32  # being written at a time; the least recent one is closed and opened again when its next bytes come
 XATTRS = ("user.", "security.capability")  # what is kept of extended attributes
+
+_SURROGATE = re.compile("[\ud800-\udfff]")  # stands for a byte that is no UTF-8
 
 # (size, mtime ns, ctime ns, inode, sha256 hex)
 Known = tuple[int, int, int, int, str]
@@ -129,7 +132,7 @@ class ContextPool:
             header = msgspec.structs.replace(slot.header, used=time.time_ns(), uses=slot.header.uses + 1, size=size)
             self._slots[slot.id] = header
         try:
-            _replace(slot.root / "known", msgspec.json.encode(slot.known))
+            _replace(slot.root / "known", msgspec.json.encode(_textual(slot.known)))
             self._write_header(slot.id, header)
         finally:
             with self._lock:
@@ -199,6 +202,11 @@ def _read_known(path: Path) -> dict[str, Known]:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Known])
     except (FileNotFoundError, msgspec.DecodeError):
         return {}
+
+
+def _textual(known: Mapping[str, Known]) -> dict[str, Known]:
+    """Without the files whose names are no UTF-8, which JSON cannot have: of them nothing is known."""
+    return {path: each for path, each in known.items() if path.isascii() or not _SURROGATE.search(path)}
 
 
 def _replace(path: Path, data: bytes) -> None:
