@@ -12,8 +12,8 @@ import pytest
 from builderkit.site import load_busybox, open_site
 from harness.descriptors import descriptors
 from wherry.builder.build import PruneOptions
-from wherry.builder.graph import NetworkMode
-from wherry.builder.options import Export
+from wherry.builder.graph import NetworkMode, ResolveMode
+from wherry.builder.options import Export, Options
 from wherry.builder.records.record import Status
 from wherry.builder.run.program import ProgramFailed
 from wherry.errors import NotFound, WherryError
@@ -259,3 +259,27 @@ async def test_names_of_steps_and_their_keys_are_as_clients_expect(site: Any) ->
     }
     assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", event.key) for event in done.steps.values())
     assert os.path.isdir(site.world.root / "build" / "records" / done.job.ref)
+
+
+async def test_verifying_builds_again_and_says_what_differs(site: Any) -> None:
+    (site.client.path / "Dockerfile").write_text(
+        "FROM busybox\nRUN echo same > /same\nRUN cat /proc/sys/kernel/random/uuid > /random\n"
+    )
+    job = await site.begin()
+    try:
+        built = await job.frontend(Options(resolve=ResolveMode.LOCAL, **NO_NETWORK))
+        found = await job.verify(built)
+    finally:
+        await job.end()
+    assert len(found) == 1
+    assert "/random" in found[0]
+    assert site.held() == {"snapshots": [], "shims": [], "steps": [], "scratch": [], "jobs": []}
+
+
+async def test_a_reproducible_build_verifies(site: Any) -> None:
+    (site.client.path / "Dockerfile").write_text("FROM busybox\nRUN mkdir /d; echo same > /d/f; date > /dev/null\n")
+    job = await site.begin()
+    try:
+        assert await job.verify(await job.frontend(Options(resolve=ResolveMode.LOCAL, **NO_NETWORK))) == []
+    finally:
+        await job.end()
