@@ -166,9 +166,11 @@ class Copier:
                 if size > _SMALL or found.st_blocks * 512 < size:
                     copy_data(old, new, size)
                 elif size:
-                    data = os.read(old, size)
-                    if len(data) != size or os.write(new, data) != size:
-                        raise Failed(f"cannot copy {shown(path)}: the file changed, or was not written whole")
+                    data = memoryview(os.read(old, size))
+                    if len(data) != size:
+                        raise Failed(f"cannot copy to {shown(path)}: the file became shorter meanwhile")
+                    while data:  # a disk that is full takes a part at first
+                        data = data[os.write(new, data) :]
                 self._set_attributes(new, found, kept_xattrs(old), path)
                 time = self._clock.copied(found.st_mtime_ns)
                 os.utime(new, ns=(time, time))
