@@ -25,6 +25,7 @@ from wherry.errors import InvalidParameter, WherryError
 
 PART = 256 << 10  # bytes of output told in one frame
 MANY = 500  # events told in one frame
+DIFFERENCE = "wherry.difference"  # of a response: how two builds of the same differ, in words
 SHELL = ("/bin/sh",)
 CHUNK = 64 << 10
 
@@ -102,7 +103,7 @@ class BuildSession:
                 on_error=_shell(link) if head.shell else None,
             )
             try:
-                return await _tell(link, job, _result(job, options, exports))
+                return await _tell(link, job, _result(job, options, exports, verify=head.verify))
             except BaseException as exc:
                 await job.end(error=exc)
                 raise
@@ -120,11 +121,14 @@ def _project(head: Head) -> str:
     return of("\0".join([head.node, *about]).encode())
 
 
-async def _result(job: Job, options: Options, exports: list[Export]) -> tuple[Built, dict[str, str]]:
+async def _result(job: Job, options: Options, exports: list[Export], *, verify: bool) -> tuple[Built, dict[str, str]]:
     built = await job.frontend(options)
     if built.metadata:
         return built, {}
-    return built, await job.export(built, exports, options.cache_exports)
+    response = await job.export(built, exports, options.cache_exports)
+    if verify:
+        response[DIFFERENCE] = "\n".join(await job.verify(built))
+    return built, response
 
 
 async def _tell(link: Link, job: Job, work: Awaitable[tuple[Built, dict[str, str]]]) -> Head:

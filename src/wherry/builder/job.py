@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from wherry import ids
-from wherry.aio import finish
+from wherry.aio import finish, settle
 from wherry.builder import loading
 from wherry.builder.bringing import JobSources
 from wherry.builder.client import Client
@@ -33,6 +33,7 @@ from wherry.builder.log import BuildLog
 from wherry.builder.options import CacheTransfer, Call, Export, Options
 from wherry.builder.records.record import Failure, Produced, Status
 from wherry.builder.records.store import Records
+from wherry.builder.records.verify import difference
 from wherry.builder.run.program import OnError
 from wherry.builder.solve.cache import Cache
 from wherry.builder.solve.solver import Shared, Solve
@@ -176,6 +177,20 @@ class Job:
             options=options,
             dockerfile=definition.data,
         )
+
+    async def verify(self, built: Built) -> list[str]:
+        """Build the same once more, without the cache; how the results differ, in sentences. None when they do not."""
+        return await self._watched(self._verify(built))
+
+    async def _verify(self, built: Built) -> list[str]:
+        again = await self._frontend(replace(built.options, no_cache=True))
+        found: list[str] = []
+        for one, other in zip(built.platforms, again.platforms, strict=True):
+            trees = await self.solver().results([one.output, other.output], files=True)
+            first, second = (tree if isinstance(tree, Tree) else SCRATCH for tree in trees)
+            platform = f"{one.platform}: " if len(built.platforms) > 1 else ""
+            found += [platform + said for said in await settle(difference, self._deps.snapshots, first, second)]
+        return found
 
     async def _graph(self, wanted: Sequence[tuple[Platform, Output | None]], epoch: int | None) -> Built:
         results = await self.solver(epoch).results([output for _, output in wanted])

@@ -172,13 +172,22 @@ def _bytes(old: int, new: int) -> str:
             continue
         at = next((at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), -1)
         at = min(len(one), len(other)) if at < 0 else at
-        if b"\0" in one or b"\0" in other:
+        start = one.rfind(b"\n", 0, at) + 1
+        left, right = (data[start:].partition(b"\n")[0] for data in (one, other))
+        if not _is_text(left) or not _is_text(right):
             sizes = os.fstat(old).st_size, os.fstat(new).st_size
             lengths = f" (of {sizes[0]} and {sizes[1]} bytes)" if sizes[0] != sizes[1] else ""
             return f"content{lengths} differs from byte {offset + at} on"
-        start = one.rfind(b"\n", 0, at) + 1
         line += one[:at].count(b"\n")
         return f"line {line} is {_line(one[start:])} and {_line(other[start:])}"
+
+
+def _is_text(line: bytes) -> bool:
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return False
+    return b"\0" not in line
 
 
 def _line(data: bytes) -> str:

@@ -41,6 +41,11 @@ async def test_binaries_differ_from_a_byte_on(bench):
     assert found == ["RUN make: /a: content (of 100001 and 100002 bytes) differs from byte 100000 on"]
 
 
+async def test_what_is_no_text_is_not_shown(bench):
+    found = await differences(bench, written(a=b"x\n\xff1"), written(a=b"x\n\xff2"))
+    assert found == ["RUN make: /a: content differs from byte 3 on"]
+
+
 async def test_files_of_one_build_only(bench):
     found = await differences(bench, written(a="1"), written(b="1"))
     assert found == ["RUN make: /a: only the first build has it", "RUN make: /b: only the second build has it"]
