@@ -89,7 +89,7 @@ def archive_members() -> bytes:
             images.Entry(name="file", data=b"packed\n", mode=0o640, uid=12, gid=34),
             images.Entry(name="sub/inner", data=b"inner\n", mode=0o4755, uid=1000, gid=50),
             images.symlink("sub/link", "../file"),
-            images.Entry(name="sub/hard", type=tarfile.LNKTYPE, link="file"),
+            images.Entry(name="sub/hard", type=tarfile.LNKTYPE, link="file", mode=0o640, uid=12, gid=34),
             images.Entry(name="marked", data=b"x\n", xattrs={"user.colour": "blue"}),
         ]
     )
@@ -295,8 +295,8 @@ def _add(files: Files, archive: tarfile.TarFile, member: tarfile.TarInfo, path: 
         content = f"-> {member.linkname}"
     elif kind in "cb":
         content = f"{member.devmajor},{member.devminor}"
-    prefix = "SCHILY.xattr."
-    xattrs = {key.removeprefix(prefix): text for key, text in member.pax_headers.items() if key.startswith(prefix)}
+    # The recording engine saves no other attribute.
+    xattrs = {"capability": text for key, text in member.pax_headers.items() if key.endswith("security.capability")}
     mode = 0o777 if kind == "l" else member.mode & 0o7777
     files[path] = Node(kind=kind, mode=mode, owner=f"{member.uid}:{member.gid}", content=content, xattrs=xattrs)
 
@@ -385,6 +385,7 @@ def failure(text: str) -> Document:
     """
     message = text.partition("ERROR: failed to solve: ")[2] or text.rpartition("ERROR: ")[2]
     message = re.sub(r"[0-9a-f-]{36}::[0-9a-z]{25}|/\S*/merged(?=/)|/\S*/buildkit-mount\d+(?=/)", "…", message)
+    text = re.sub(r"^(Dockerfile:\d+):\d+$", r"\1", text, flags=re.MULTILINE)  # ours knows the column too
     excerpt = re.findall(r"^(Dockerfile:\d+|.*\| >>> .*)$", text, re.MULTILINE)
     return {"error": message.strip(), "excerpt": [line.strip() for line in excerpt]}
 

@@ -69,10 +69,9 @@ class Stage:
             return [f"went through, and should have failed with {case.expected['error']}"]
         if door != "classic":
             return cases.differences(case.expected, cases.failure(done.err))
-        expected = case.expected["error"]
-        if expected.startswith("process "):  # the classic builder has words of its own
-            expected = "The command '"
-        return cases.differences({"error": expected}, {"error": done.err})
+        if case.expected["error"].startswith("process "):  # the classic builder has words of its own
+            return [] if re.search("The command '|OCI runtime create failed", done.err) else [done.err]
+        return cases.differences({"error": case.expected["error"]}, {"error": done.err})
 
     def output(self, case: cases.Case, done: Result, door: str) -> cases.Document:
         """A step that another door has run says nothing any more."""
