@@ -158,7 +158,7 @@ class _Hasher:
         digest = hashlib.sha256(record).hexdigest()
         self._whole.update(path + b"\0" + digest.encode())
         if len(self._files) < FILES_MAX:
-            self._files[os.fsdecode(place)] = f"sha256:{digest}"
+            self._files[place.decode("utf-8", "backslashreplace")] = f"sha256:{digest}"
 
 
 def _record(found: os.stat_result, xattrs: Mapping[bytes, bytes], detail: bytes = b"") -> bytes:

@@ -155,3 +155,8 @@ def test_the_index_forgets_the_oldest(monkeypatch):
     for number in range(3):
         index.keep((number,), str(number))
     assert [index.get((number,)) for number in range(3)] == [None, "1", "2"]
+
+
+def test_names_that_are_no_utf8_are_told_as_text(place):
+    place.source.fill({f"d/{os.fsdecode(bytes([0xFF]))}": "x"})
+    assert list(place.checksum("d").files) == ["d/\\xff"]
