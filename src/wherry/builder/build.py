@@ -10,6 +10,7 @@ Nothing of a job is garbage while it goes on: its lease and the cache hold it.
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ from wherry.storage.tree import remove_tree
 
 log = logging.getLogger(__name__)
 
+COLLECTION_INTERVAL = 600.0  # s: the files of cache mounts are counted for it
 HANDED_OUT = 1000  # results that clients may still refer to
 
 __all__ = ["Builder", "Built", "BuiltPlatform", "Cancelled", "Job", "PruneOptions", "Usage"]
@@ -63,6 +65,7 @@ class Builder:
         self.shared = Shared(deps=deps, cache=self.cache, steps=asyncio.Semaphore(deps.settings.parallel))
         self.handed: OrderedDict[str, BuiltPlatform] = OrderedDict()
         self.jobs: dict[str, Job] = {}
+        self._next_collection = 0.0  # of the monotonic clock
 
     async def recover(self) -> None:
         """At the start of the daemon: what a dead one was in the middle of goes."""
@@ -115,7 +118,8 @@ class Builder:
     def ended(self, job: Job) -> None:
         """Told by the job when it has let go of everything."""
         self.jobs.pop(job.ref, None)
-        if self.deps.settings.collecting and not self.jobs:
+        if self.deps.settings.collecting and not self.jobs and time.monotonic() > self._next_collection:
+            self._next_collection = time.monotonic() + COLLECTION_INTERVAL
             self.deps.background.spawn(self._collect(), name="automatic collection of build cache")
 
     async def _collect(self) -> None:

@@ -22,7 +22,7 @@ class Settings:
     runtime: RuntimeSpec
     cgroup_parent: str = "/wherry"
     default_shm_size: int = 64 << 20  # bytes
-    parallel: int = 4  # steps of one build that run at a time
+    parallel: int = 16  # steps that run at a time, of all builds
     collecting: bool = True  # what is too much is removed by itself
     keep_storage: int = 0  # bytes of build cache kept by automatic collection; 0 = a tenth of the disk
 

@@ -252,6 +252,12 @@ def overlay_parameters() -> frozenset[str]:
         return frozenset()
 
 
+def overlay_can_be_volatile() -> bool:
+    """The kernel knows the option `volatile` (since 5.10): what is written need not survive a crash."""
+    numbers = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) >= (5, 10)
+
+
 def mount_overlay(
     target: str,
     lowers: Sequence[str],

@@ -27,7 +27,7 @@ from wherry.builder.run.stubs import Stubs, find_missing, remove_stubs
 from wherry.builder.trees import Result
 from wherry.errors import Failed, WherryError
 from wherry.kernel import cgroup
-from wherry.kernel.mount import Mount
+from wherry.kernel.mount import Mount, overlay_can_be_volatile
 from wherry.network import files
 from wherry.network.networks import SandboxRequest
 from wherry.runtime.shim_client import LogSpec, Shim, ShimSpec, Streams
@@ -281,7 +281,9 @@ class _Step:
 
 
 def _volatile(mounts: Sequence[Mount]) -> list[Mount]:
-    """What a step writes is made durable once, as a layer: the kernel need not care (`volatile`, since 5.10)."""
+    """What a step writes is made durable once, as a layer: the kernel need not care."""
+    if not overlay_can_be_volatile():
+        return list(mounts)
     return [
         replace(each, options=(*each.options, "volatile"))
         if each.type == "overlay" and any(option.startswith("upperdir=") for option in each.options)

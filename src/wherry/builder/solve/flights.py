@@ -1,9 +1,10 @@
 """The same work wanted by several builds at once is done once; all of them see its output from the beginning.
 
-It goes on as long as somebody waits for it.
+It goes on as long as somebody waits for it. Of very much output who comes later hears the last part.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
@@ -14,9 +15,12 @@ E = TypeVar("E")
 Emit = Callable[[E], None]
 
 
+KEPT = 1000  # things said that who comes later is told
+
+
 class _Flight(Generic[T, E]):
     def __init__(self) -> None:
-        self.said: list[E] = []
+        self.said: deque[E] = deque(maxlen=KEPT)
         self.listeners: list[Emit[E]] = []
         self.task: asyncio.Task[T] | None = None
 
@@ -46,7 +50,7 @@ class Flights(Generic[T, E]):
             flight = self._flights[key] = _Flight()
             flight.task = asyncio.get_running_loop().create_task(self._fly(key, flight, work))
         assert flight.task is not None
-        for event in flight.said:
+        for event in list(flight.said):
             emit(event)
         flight.listeners.append(emit)
         try:
