@@ -33,6 +33,11 @@ _SHA1 = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
 
 # Of the machine or of the moment, and nothing that the result is made from.
 _PASSING = frozenset({"cgroup-parent", "image-resolve-mode", "platform", "cache-imports", "requestid"})
+# How it is gone about, which changes nothing of the result.
+_MANNER = frozenset(
+    {"no-cache", "shm-size", "ulimit", "memory", "memswap"}
+    | {f"cpu{each}" for each in ("shares", "period", "quota", "setcpus", "setmems")}
+)
 _PASSING_GROUPS = ("attest:", "local-sessionid:", "sharedkey:", "input-metadata:", "vcs:", "frontend.")
 
 
@@ -195,7 +200,7 @@ class _Description:
             for name, value in sorted(without_passwords(self._facts.attributes).items())
             if name not in _PASSING
             and not name.startswith(_PASSING_GROUPS)
-            and (self._wanted.full or not _is_argument(name))
+            and (self._wanted.full or not (_is_argument(name) or name in _MANNER))
         }
         found: dict[str, Any] = {"frontend": self._facts.frontend, "args": arguments}
         if self._wanted.full:

@@ -10,7 +10,6 @@ Synchronous.
 """
 
 import logging
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from wherry.builder.log import Event, LogEvent, StatusEvent, VertexEvent, Warnin
 log = logging.getLogger(__name__)
 
 BUFFER = 1 << 16  # bytes gathered before the file is written to
-DELAY = 1.0  # seconds that a line may be held in memory while others come
 
 
 class _Output(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -84,7 +82,6 @@ class LogWriter:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._held = bytearray()
-        self._since = time.monotonic()
         self.complete = True
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,9 +93,7 @@ class LogWriter:
         if not self.complete:
             return
         self._held += encode(event)
-        now = time.monotonic()
-        if len(self._held) >= BUFFER or now - self._since >= DELAY:
-            self._since = now
+        if len(self._held) >= BUFFER:
             self.flush()
 
     def flush(self) -> None:

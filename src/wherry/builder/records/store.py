@@ -47,6 +47,7 @@ log = logging.getLogger(__name__)
 MAX_RECORDS = 200  # kept besides those that are pinned
 MAX_AGE = 30 * 24 * 3600  # seconds
 BACKLOG = 1024  # changes a slow watcher may be behind
+FLUSH = 0.2  # seconds that what happened may be in memory alone: so much of a log is lost when the daemon is killed
 BATCH = 1000  # events read from disk at a time
 MIN_PREFIX = 3  # characters of a ref that are enough when they are unique
 
@@ -85,6 +86,7 @@ class Recording:
         self._record = record
         self._writer = writer
         self._told = _Told()
+        self._flush: asyncio.TimerHandle | None = None
 
     @property
     def ref(self) -> str:
@@ -93,8 +95,16 @@ class Recording:
     def _add(self, event: Event) -> None:
         self._told.add(event)
         self._writer.add(event)
+        if self._flush is None:
+            self._flush = asyncio.get_running_loop().call_later(FLUSH, self._write_out)
+
+    def _write_out(self) -> None:
+        self._flush = None
+        self._writer.flush()
 
     def close(self) -> None:
+        if self._flush is not None:
+            self._flush.cancel()
         self.log.close()
         self._writer.close()
 
