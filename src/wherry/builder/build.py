@@ -60,7 +60,7 @@ class Builder:
             deps=deps,
             cache=self.cache,
             contexts=self.contexts,
-            shelves={GIT: self.git.checkouts, HTTP: self.http.files},
+            shelves={GIT: self.git, HTTP: self.http.files},
         )
         self.shared = Shared(deps=deps, cache=self.cache, steps=asyncio.Semaphore(deps.settings.parallel))
         self.handed: OrderedDict[str, BuiltPlatform] = OrderedDict()

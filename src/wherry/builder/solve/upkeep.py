@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from wherry.aio import settle
 from wherry.builder.contexts import ContextPool
 from wherry.builder.deps import Deps
 from wherry.builder.solve.cache import CHECKSUM, Cache
-from wherry.builder.sources.shelf import Shelf
+from wherry.builder.sources.shelf import Entry
 from wherry.digest import ChainID
 from wherry.errors import InvalidParameter
 from wherry.images import garbage
@@ -57,6 +58,15 @@ class PruneOptions:
     min_free: int = 0  # bytes of the disk
 
 
+class Keeper(Protocol):
+    """What was fetched from elsewhere and is kept."""
+
+    def entries(self) -> list[Entry]: ...
+
+    async def remove(self, name: str) -> int:
+        """Bytes freed; nothing happens to what is in use."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Store:
     """All places in which builds keep something."""
@@ -64,7 +74,7 @@ class Store:
     deps: Deps
     cache: Cache
     contexts: ContextPool
-    shelves: Mapping[str, Shelf]  # by type
+    shelves: Mapping[str, Keeper]  # by type
 
 
 async def usage(store: Store, filters: Sequence[str] = ()) -> list[Usage]:
