@@ -295,8 +295,9 @@ def _add(files: Files, archive: tarfile.TarFile, member: tarfile.TarInfo, path: 
         content = f"-> {member.linkname}"
     elif kind in "cb":
         content = f"{member.devmajor},{member.devminor}"
-    # The recording engine saves no other attribute.
-    xattrs = {"capability": text for key, text in member.pax_headers.items() if key.endswith("security.capability")}
+    prefix = "SCHILY.xattr."
+    xattrs = {key.removeprefix(prefix): text for key, text in member.pax_headers.items() if key.startswith(prefix)}
+    xattrs = {key: text for key, text in xattrs.items() if not key.startswith("user.")}  # dockerd does not save those
     mode = 0o777 if kind == "l" else member.mode & 0o7777
     files[path] = Node(kind=kind, mode=mode, owner=f"{member.uid}:{member.gid}", content=content, xattrs=xattrs)
 
