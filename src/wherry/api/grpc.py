@@ -5,6 +5,8 @@ connection is handed over.
 """
 
 import asyncio
+import socket
+from collections.abc import Callable
 from contextlib import suppress
 
 from aiohttp import web
@@ -25,13 +27,15 @@ def add(router: Router) -> None:
 
 
 async def grpc(call: Call) -> web.StreamResponse:
-    return await hand_over(call, _doors(call).grpc())
+    return await hand_over(call, _doors(call).grpc)
 
 
 async def session(call: Call) -> web.StreamResponse:
     headers = call.request.headers
     told = {name: headers.get(SESSION + name, "") for name in ("uuid", "name", "sharedkey")}
-    return await hand_over(call, _doors(call).session(told, headers.getall(SESSION + "Grpc-Method", [])))
+    methods = headers.getall(SESSION + "Grpc-Method", [])
+    doors = _doors(call)
+    return await hand_over(call, lambda: doors.session(told, methods))
 
 
 def _doors(call: Call) -> Doors:
@@ -60,11 +64,23 @@ class _Bridge(asyncio.Protocol):
         self._http.connection_lost(exc)  # cancels the handler
 
 
-async def hand_over(call: Call, taken: Taken) -> web.StreamResponse:
-    """Give the connection to `taken` until it ends."""
+def _keep_alive(transport: asyncio.Transport) -> None:
+    """A client that vanishes from the network is missed within a minute: its build must not go on for hours."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, seconds in ((socket.TCP_KEEPIDLE, 20), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3)):
+        sock.setsockopt(socket.IPPROTO_TCP, option, seconds)
+
+
+async def hand_over(call: Call, take: Callable[[], Taken]) -> web.StreamResponse:
+    """Give the connection to what `take` makes, until it ends."""
     http, transport = call.request.protocol, call.request.transport
     if transport is None or not isinstance(http, Connection):
         raise ConnectionResetError("the client is gone")
+    taken = take()
+    _keep_alive(transport)
     early, ended = http.take_over()
     transport.set_protocol(_Bridge(taken.protocol, http))
     call.started = True

@@ -128,8 +128,6 @@ class Build:
     async def _watched(self, work: Awaitable[Built]) -> Built:
         try:
             built = await work
-        except asyncio.CancelledError:
-            raise
         except Exception as exc:
             self._error = self._error or exc
             raise self.failure(exc) from exc
@@ -240,9 +238,9 @@ class Builds:
         """A build, as long as the block: however it is left, nothing of it goes on afterwards."""
         if not asked.ref:
             raise InvalidParameter("a build must have a ref")
+        client, project = await self._client(asked)
         if asked.ref in self._running:
             raise Conflict(f"job ID {asked.ref} exists")
-        client, project = await self._client(asked)
         build = self._running[asked.ref] = Build(self.builder, asked, client, project)
         self._wake()
         error: BaseException | None = None

@@ -4,12 +4,9 @@
 it is left (the client's Ctrl-C resets it) the build ends.
 """
 
-import asyncio
-import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 
 from grpclib.const import Status
-from grpclib.exceptions import GRPCError
 from grpclib.server import Stream
 
 from wherry.builder.build import PruneOptions, Usage
@@ -29,8 +26,6 @@ CONTROL = "/moby.buildkit.v1.Control/"
 SESSION_HEADER = "x-docker-expose-session-"
 _STARTED, _COMPLETE, _DELETED = 0, 1, 2  # types of history events
 _EVENTS = {Kind.STARTED: _STARTED, Kind.CHANGED: _COMPLETE, Kind.ENDED: _COMPLETE, Kind.REMOVED: _DELETED}
-
-log = logging.getLogger(__name__)
 
 
 class Control:
@@ -64,12 +59,7 @@ class Control:
         if request.frontend:
             check_frontend(request.frontend)
         async with self._builds.run(_asked(request)) as build:
-            try:
-                return pb.SolveResponse(exporter_response=await self._solve(build, request))
-            except asyncio.CancelledError:
-                if (task := asyncio.current_task()) is not None and task.cancelling():
-                    raise  # the client is gone
-                raise GRPCError(Status.CANCELLED, "context canceled") from None
+            return pb.SolveResponse(exporter_response=await self._solve(build, request))
 
     async def _solve(self, build: Build, request: pb.SolveRequest) -> Mapping[str, str]:
         if request.frontend:

@@ -4,8 +4,9 @@ methods = {"/moby.buildkit.v1.Control/Info": unary(pb.InfoRequest, pb.InfoRespon
 protocol = serve(methods)           of one connection: transport.set_protocol(protocol), connection_made(transport)
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -26,10 +27,10 @@ Methods = Mapping[str, Method]
 
 
 class _Table(dict[str, Method]):
-    """Has an answer for methods that are not in it: grpclib's own lacks a header without which Go's clients are lost."""
+    """Has an answer for every other method, too: grpclib's own lacks a header that Go's clients want."""
 
-    def get(self, path: str, default: object = None) -> Method:  # type: ignore[override]
-        return self[path] if path in self else _UNKNOWN
+    def get(self, path: str, default: object = None) -> Method:
+        return super().get(path, _UNKNOWN)
 
 
 async def _refuse(stream: Stream[Request, Reply]) -> None:
@@ -49,6 +50,26 @@ def metadata_of(stream: Stream[Request, Reply]) -> dict[str, str]:
     return {key: value for key, value in (stream.metadata or {}).items() if isinstance(value, str)}
 
 
+@contextmanager
+def _telling(request: type[Message], code: Status | None = None) -> Iterator[None]:
+    """What fails in the block is told to the client; so is a cancellation that is not the client's own."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        if (task := asyncio.current_task()) is None or task.cancelling():
+            raise
+        raise GRPCError(Status.CANCELLED, "context canceled") from None
+    except Exception as exc:
+        raise grpc_error(exc, request.DESCRIPTOR.name, code=code) from exc
+
+
+async def _message(stream: Stream[Request, Reply]) -> Request:
+    found = await stream.recv_message()
+    if found is None:
+        raise GRPCError(Status.INVALID_ARGUMENT, "a request must have a message")
+    return found
+
+
 def unary(
     request: type[Request],
     reply: type[Reply],
@@ -59,13 +80,9 @@ def unary(
     """`code`: of our own errors, whatever their kind."""
 
     async def run(stream: Stream[Request, Reply]) -> None:
-        try:
-            asked = await stream.recv_message()
-            if asked is None:
-                raise GRPCError(Status.INVALID_ARGUMENT, "a request must have a message")
+        with _telling(request, code):
+            asked = await _message(stream)
             await stream.send_message(await answer(asked, metadata_of(stream)))
-        except Exception as exc:
-            raise grpc_error(exc, request.DESCRIPTOR.name, code=code) from exc
 
     return Method(run, Cardinality.UNARY_UNARY, request, reply)
 
@@ -74,16 +91,12 @@ def streaming(
     request: type[Request], reply: type[Reply], answer: Callable[[Request, Metadata], AsyncIterator[Reply]]
 ) -> Method:
     async def run(stream: Stream[Request, Reply]) -> None:
-        try:
-            asked = await stream.recv_message()
-            if asked is None:
-                raise GRPCError(Status.INVALID_ARGUMENT, "a request must have a message")
+        with _telling(request):
+            asked = await _message(stream)
             await stream.send_initial_metadata()
             async with aclosing(answer(asked, metadata_of(stream))) as replies:  # type: ignore[type-var]
                 async for each in replies:
                     await stream.send_message(each)
-        except Exception as exc:
-            raise grpc_error(exc, request.DESCRIPTOR.name) from exc
 
     return Method(run, Cardinality.UNARY_STREAM, request, reply)
 
@@ -94,9 +107,7 @@ def talking(
     """Messages in both directions."""
 
     async def run(stream: Stream[Request, Reply]) -> None:
-        try:
+        with _telling(request):
             await talk(stream)
-        except Exception as exc:
-            raise grpc_error(exc, request.DESCRIPTOR.name) from exc
 
     return Method(run, Cardinality.STREAM_STREAM, request, reply)

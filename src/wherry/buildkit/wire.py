@@ -48,6 +48,7 @@ _PREFIX = struct.Struct(">BI")  # of a message: compressed, length
 _WINDOW_UPDATE = 8
 
 logging.getLogger("hpack").setLevel(logging.INFO)  # at DEBUG it tells of every byte of every header
+logging.getLogger("grpclib").setLevel(logging.WARNING)  # at INFO of every client that goes away
 
 CONFIG = Configuration(http2_connection_window_size=CONNECTION_WINDOW, http2_stream_window_size=STREAM_WINDOW)
 

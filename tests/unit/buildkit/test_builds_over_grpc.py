@@ -276,6 +276,28 @@ async def test_a_build_that_is_cancelled_elsewhere_is_told_so(buildx, builder):
     assert failure.value.status is Status.CANCELLED
 
 
+async def test_a_call_that_waits_for_a_cancelled_build_is_answered(buildx, builder):
+    """Nobody has cancelled the call itself, so its client waits for an answer."""
+    stop = asyncio.Event()
+
+    async def cancelled(job, options):
+        await stop.wait()
+        raise asyncio.CancelledError
+
+    builder.on_frontend = cancelled
+    solving = asyncio.ensure_future(buildx.solve())
+    building = asyncio.ensure_future(buildx.build())
+    await buildx.bridge("Ping", pb.PingRequest(), pb.PongResponse)
+    stop.set()
+    with pytest.raises(GRPCError) as failure:
+        await building
+    assert failure.value.status is Status.CANCELLED
+    await buildx.give_back(error=pb.RpcStatus(code=1, message="context canceled"))
+    with pytest.raises(GRPCError) as final:
+        await solving
+    assert final.value.status is Status.CANCELLED
+
+
 async def test_two_builds_of_one_ref_do_not_run_at_a_time(buildx):
     solving = asyncio.ensure_future(buildx.solve())
     await buildx.build()
