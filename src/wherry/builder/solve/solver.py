@@ -308,9 +308,10 @@ class Solve:
             inputs = on_disk
             made = await self._made(vertex, inputs)
         why = self._why(vertex, made)
-        self._note(vertex, made)
         async with self.telling(vertex, why):
-            return await self._work(vertex, made, on_disk)
+            trees = await self._work(vertex, made, on_disk)
+        self._note(vertex, made)  # of a step that failed there is nothing to compare with
+        return trees
 
     def _cached(self, vertex: Vertex, key: str, *, solid: bool) -> Mapping[int, Tree] | None:
         """`solid`: what other caches said is of no use, its files are nowhere."""
