@@ -21,7 +21,7 @@ from wherry.aio import settle
 from wherry.api import errors
 from wherry.api.build_client import ClassicClient
 from wherry.api.build_output import Classic, Line, Step
-from wherry.api.build_query import BuildRequest, attributes_of, read
+from wherry.api.build_query import BuildRequest, read
 from wherry.api.build_steps import steps_of
 from wherry.api.call import Call
 from wherry.api.progress import Report, follow
@@ -68,7 +68,7 @@ async def _build(call: Call, request: BuildRequest, report: Report) -> None:
     job = await builder.begin(
         request.build_id if _REF.match(request.build_id) else generate()[:25],
         client=client,
-        attributes=attributes_of(request),
+        attributes=request.attributes,
         exports=[request.export],
         project=_project(request),
     )

@@ -5,20 +5,20 @@ Everything that can be refused is refused here, before the context is read: an o
 
 import base64
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import msgspec
 
 from wherry import reference
 from wherry.api.call import Call
+from wherry.builder.attributes import from_attributes
 from wherry.builder.graph import Limits, NetworkMode, ResolveMode, Ulimit
 from wherry.builder.options import CacheTransfer, Export, Options
 from wherry.errors import InvalidParameter, NotSupported
 from wherry.network.files import parse_extra_host
 from wherry.reference import Reference
 from wherry.spec.distribution import Auth
-from wherry.spec.image import parse_platform
 
 HUB = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
 IMAGES = frozenset({"moby", "image"})  # of `outputs`: what a client without a session can be given
@@ -50,6 +50,7 @@ class BuildRequest:
     """What was asked for. The context is the body, or is fetched from `remote`."""
 
     options: Options
+    attributes: Mapping[str, str]  # the same in the words of BuildKit's clients, for the record
     names: Sequence[Reference]
     export: Export
     remote: str = ""  # URL of a git repository, a tar or a Dockerfile
@@ -64,19 +65,15 @@ def read(call: Call) -> BuildRequest:
     _check_builder(call)
     names = _names(call.texts("t"))
     network = _network(call.text("networkmode"))
-    platform = call.text("platform")
+    hosts = [_host(text) for text in call.texts("extrahosts") if text]
+    attributes = _attributes(call, network)
+    options = from_attributes(attributes, entitlements={"network.host"} if network is NetworkMode.HOST else ())
+    attributes["context"] = call.text("remote")
+    attributes["add-hosts"] = ",".join(f"{name}={address}" for name, address in hosts)
     return BuildRequest(
-        options=Options(
-            filename=call.text("dockerfile") or "Dockerfile",
-            target=call.text("target"),
-            platforms=[parse_platform(platform)] if platform else [],
-            build_args=_build_args(call.text("buildargs")),
-            labels=_json(call.text("labels"), dict[str, str], "labels") or {},
-            no_cache=call.flag("nocache"),
-            resolve=ResolveMode.PULL if call.flag("pull") else ResolveMode.LOCAL,
-            extra_hosts=[_host(text) for text in call.texts("extrahosts") if text],
-            network=network,
-            entitlements=frozenset({"network.host"} if network is NetworkMode.HOST else ()),
+        options=replace(
+            options,
+            extra_hosts=hosts,
             limits=_limits(call),
             cache_imports=[
                 CacheTransfer(type="registry", attributes={"ref": name})
@@ -84,6 +81,7 @@ def read(call: Call) -> BuildRequest:
             ],
             squash=call.flag("squash"),
         ),
+        attributes={name: value for name, value in attributes.items() if value or name == "no-cache"},
         names=names,
         export=_export(call.text("outputs"), names),
         remote=call.text("remote"),
@@ -92,6 +90,23 @@ def read(call: Call) -> BuildRequest:
         build_id=call.text("buildid"),
         credentials=registry_credentials(call.request.headers.get("X-Registry-Config")),
     )
+
+
+def _attributes(call: Call, network: NetworkMode) -> dict[str, str]:
+    """In the words of BuildKit's clients, some of whose build arguments mean something to the builder."""
+    found = {
+        "filename": call.text("dockerfile") or "Dockerfile",
+        "target": call.text("target"),
+        "platform": call.text("platform"),
+        "image-resolve-mode": ResolveMode.PULL if call.flag("pull") else ResolveMode.LOCAL,
+        "force-network-mode": "" if network is NetworkMode.SANDBOX else network,
+    }
+    if call.flag("nocache"):
+        found["no-cache"] = ""
+    found.update({f"build-arg:{name}": value for name, value in _build_args(call.text("buildargs")).items()})
+    labels = _json(call.text("labels"), dict[str, str], "labels") or {}
+    found.update({f"label:{name}": value for name, value in labels.items()})
+    return found
 
 
 def _check_builder(call: Call) -> None:
@@ -184,25 +199,6 @@ def _amount(call: Call, name: str) -> int:
     if value < 0:
         raise InvalidParameter(f"{name} cannot be negative: {value}")
     return value
-
-
-def attributes_of(request: BuildRequest) -> dict[str, str]:
-    """The request in the words that BuildKit's clients use, for the record."""
-    options = request.options
-    found = {
-        "filename": options.filename,
-        "context": request.remote,
-        "target": options.target,
-        "platform": ",".join(str(each) for each in options.platforms),
-        "force-network-mode": "" if options.network is NetworkMode.SANDBOX else options.network,
-        "add-hosts": ",".join(f"{name}={address}" for name, address in options.extra_hosts),
-    }
-    found = {name: value for name, value in found.items() if value}
-    if options.no_cache:
-        found["no-cache"] = ""
-    found.update({f"build-arg:{name}": value for name, value in options.build_args.items()})
-    found.update({f"label:{name}": value for name, value in options.labels.items()})
-    return found
 
 
 def registry_credentials(header: str | None) -> dict[str, Auth]:

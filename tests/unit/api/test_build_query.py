@@ -101,6 +101,22 @@ def test_every_parameter_arrives() -> None:
     assert [str(each) for each in options.platforms] == ["linux/arm64"]
     assert options.target == "app"
     assert request.build_id == "b1"
+    assert request.attributes == {
+        "filename": "d/My.df",
+        "context": "https://git.test/x.git",
+        "target": "app",
+        "platform": "linux/arm64",
+        "image-resolve-mode": "pull",
+        "force-network-mode": "host",
+        "no-cache": "",
+        "build-arg:who": "you",
+        "label:k": "v",
+        "add-hosts": "a=1.2.3.4,b=::1,c=host-gateway",
+    }
+
+
+def test_build_arguments_that_mean_something_to_the_builder_do_here_too() -> None:
+    assert asked(buildargs='{"SOURCE_DATE_EPOCH":"7"}').options.epoch == 7
 
 
 @pytest.mark.parametrize(
@@ -113,6 +129,7 @@ def test_every_parameter_arrives() -> None:
         ({"t": "UPPER"}, "invalid reference format: repository name (library/UPPER) must be lowercase"),
         ({"t": "x@sha256:" + "a" * 64}, "refusing to create a tag with a digest reference"),
         ({"platform": "a/b/c/d"}, '"a/b/c/d": invalid platform specifier'),
+        ({"buildargs": '{"SOURCE_DATE_EPOCH":"x"}'}, "invalid build-arg:SOURCE_DATE_EPOCH"),
         ({"version": "3"}, 'invalid version "3"'),
         ({"securityopt": '["x"]'}, "does not support setting security options on build"),
         ({"shmsize": "abc"}, 'parsing "abc": invalid syntax'),
