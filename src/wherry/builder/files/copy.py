@@ -3,7 +3,8 @@ what is there already.
 
     a file over a file, link or device     replaces it
     a file over a directory                 refused
-    a directory over a directory            merged; those below the one copied get the source's attributes
+    a directory over a directory            merged; those below the one copied get the source's attributes, and those
+                                            that are only parents of what is copied the source's mode
     a directory over anything else          refused
 """
 
@@ -77,10 +78,13 @@ class Copier:
         try:
             if made or visit.path:
                 with closing(open_directory(self._target, path)) as fd:
-                    self._set_attributes(fd, found, kept_xattrs(visit.fd), path)
+                    if made or visit.taken:
+                        self._set_attributes(fd, found, kept_xattrs(visit.fd), path)
+                    else:
+                        os.fchmod(fd, stat.S_IMODE(found.st_mode))
         except OSError as exc:
             raise refused(f"cannot copy {shown(source)}", exc, shown(path)) from exc
-        if source:  # the time of a context's root is when it was sent
+        if source and (made or visit.taken):  # the time of a context's root is when it was sent
             self._clock.copied_directory(path, found.st_mtime_ns)
         if visit.files:
             self._files(visit, path, source)

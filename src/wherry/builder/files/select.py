@@ -10,7 +10,7 @@ from wherry.builder.files.paths import below, join, lstat, resolve, shown
 from wherry.builder.files.taken import Filter
 from wherry.builder.files.wildcards import compile_component, has_wildcards
 from wherry.builder.graph import Copy
-from wherry.errors import NotFound
+from wherry.errors import InvalidParameter, NotFound
 from wherry.kernel.files import closing
 from wherry.storage.pack import open_directory
 from wherry.storage.tree import list_directory
@@ -69,8 +69,13 @@ def _pivot(root: int, action: Copy) -> tuple[str, tuple[str, ...]]:
         return begin, action.include
     if not has_wildcards(begin) and not has_wildcards(pattern):
         whole = join(below(begin), os.fsencode(pattern))
-        if lstat(root, resolve(root, whole, follow=False)) is None:
+        place = resolve(root, whole, follow=False)
+        if lstat(root, place) is None:
             raise _missing(root, whole)
+        if place != whole:  # it would not be met on the walk through the directories
+            raise InvalidParameter(
+                f"{shown(whole)} lies behind a symbolic link, which --parents does not follow: name {shown(place)}"
+            )
     return begin or "/", (pattern, *action.include)
 
 

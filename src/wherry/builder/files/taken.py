@@ -51,6 +51,7 @@ class Visit:
     path: bytes  # within the chosen directory; b"" for that
     fd: int  # valid until the next visit
     files: list[tuple[bytes, os.stat_result]]  # everything taken from it but directories, which are visited themselves
+    taken: bool = True  # itself, and not only as a parent of something
 
 
 def visits(directory: int, wanted: Filter | None) -> Iterator[Visit]:
@@ -78,9 +79,9 @@ def visits(directory: int, wanted: Filter | None) -> Iterator[Visit]:
             continue
         for parent in waiting:
             with closing(open_directory(directory, parent)) as fd:
-                yield Visit(parent, fd, [])
+                yield Visit(parent, fd, [], taken=False)
         waiting.clear()
-        yield Visit(path, listing.fd, files)
+        yield Visit(path, listing.fd, files, taken=itself)
 
 
 def _may_reach(head: list["re.Pattern[str] | None"], parts: list[str]) -> bool:

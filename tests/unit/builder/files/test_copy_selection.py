@@ -151,6 +151,21 @@ def test_parents_of_something_missing_is_an_error(taken):
         taken("dir/./deep/four.txt", parents=True)
 
 
+def test_parents_behind_a_link_are_an_error_and_not_nothing(taken):
+    with pytest.raises(InvalidParameter, match=r"^/dirlink/one\.txt lies behind a symbolic link.*name /dir/one\.txt$"):
+        taken("dirlink/one.txt", parents=True)
+
+
+def test_parents_that_are_there_keep_everything_but_their_mode(place):
+    place.source.fill({"p/f": "f"})
+    (place.source.path / "p").chmod(0o750)
+    place.target.fill({"p/": ""})
+    place.target.age(77)
+    place.copy("p/f", "/", parents=True, mode="600", epoch=5 * 10**9)
+    assert (place.target.mode("p"), place.target.status("p").st_mtime) == (0o750, 5)
+    assert place.target.mode("p/f") == 0o600
+
+
 def test_parents_and_exclude_go_together(taken):
     assert set(taken("dir", parents=True, exclude=("dir/deep", "**/*.md"))) == {"dir/one.txt"}
 
