@@ -52,6 +52,9 @@ def ignore(data: bytes) -> None:
 class Git:
     """How git is to be run for one remote."""
 
+    remote: str  # without a password
+    shown: str  # the same, for people
+    secret: str = ""  # name of the secret that would open it
     config: Mapping[str, str] = field(default_factory=dict)
     known_hosts: Path  # of ssh: hosts not seen before are added
     agent: Path | None = None  # socket of an ssh agent

@@ -44,7 +44,7 @@ class Draft:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     name: str
-    description: str
+    description: str = ""
     size: int  # bytes
     used: int  # ns since the epoch: the last time
     created: int  # ns
