@@ -11,7 +11,7 @@ The solver keeps for every place of a project (`Vertex.slot`) the ingredients of
     mount <target>     identity of what is mounted there
     no-cache           present when it was to run anyway
 
-Any other word is an ingredient of that name.
+Any other word is an ingredient of that name: user, working directory, network, shell.
 """
 
 from collections.abc import Mapping, Sequence
@@ -118,6 +118,8 @@ def _parents(before: Ingredients, now: Ingredients) -> list[str]:
 def _others(before: Ingredients, now: Ingredients) -> list[str]:
     found = []
     for key in _changed("", before, now):
+        if key == "shell" and before.get("command") != now.get("command"):
+            continue  # of a command in exec form it is a part
         if key in ("base", "command") or key.startswith(("ARG ", "ENV ", "file ", "mount ")) or _is_parent(key):
             continue
         old, new = before.get(key), now.get(key)

@@ -47,6 +47,9 @@ def ingredients(
             name, _, value = entry.partition("=")
             if name not in vertex.args:
                 found[f"ENV {name}"] = value
+        found |= {"user": vertex.op.user or "root", "working directory": vertex.op.cwd, "network": vertex.op.network}
+        if len(vertex.op.args) > 1:
+            found["shell"] = " ".join(vertex.op.args[:-1])
     if vertex.ignore_cache:
         found["no-cache"] = ""
     return {as_text(name): as_text(value) for name, value in found.items()}

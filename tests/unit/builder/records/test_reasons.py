@@ -37,6 +37,8 @@ NEW = "sha256:" + "b" * 64
         ({"parent": "x", "parent 1": "x"}, {"parent": "y", "parent 1": "z"}, ["the step before it changed"]),
         ({"mount /src": "x"}, {"mount /src": "y"}, ["mount /src changed"]),
         ({"user": "a"}, {"user": "b"}, ["user a→b"]),
+        ({"shell": "/bin/sh -c"}, {"shell": "/bin/bash -c"}, ["shell /bin/sh -c→/bin/bash -c"]),
+        ({"command": "a", "shell": "x"}, {"command": "b", "shell": "y"}, ["the command changed"]),
     ],
 )
 def test_the_sentence_says_what_is_different(before, now, said):

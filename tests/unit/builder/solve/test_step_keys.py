@@ -94,7 +94,7 @@ def test_a_selection_is_what_is_taken_not_where_it_goes() -> None:
     assert selection_key("t", taken) != selection_key("u", taken)
 
 
-def test_ingredients_name_the_command_arguments_variables_files_and_mounts() -> None:
+def test_ingredients_name_all_that_a_step_is_made_from() -> None:
     vertex = Vertex(op=replace(RUN, env=("A=1", "V=2")), said="RUN make $V", args={"V": "2"}, ignore_cache=True)
     found = ingredients(vertex, {"parent": "sha256:p"}, {"a.txt": "sha256:f"}, {"/m": "sha256:m"})
     assert found == {
@@ -104,5 +104,9 @@ def test_ingredients_name_the_command_arguments_variables_files_and_mounts() -> 
         "parent": "sha256:p",
         "file a.txt": "sha256:f",
         "mount /m": "sha256:m",
+        "user": "root",
+        "working directory": "/",
+        "network": "sandbox",
+        "shell": "/bin/sh -c",
         "no-cache": "",
     }
