@@ -1,7 +1,7 @@
 """The classic `POST /build`, told line by line as Docker's own daemon tells it.
 
-`transcripts/build/*.txt` were recorded on Debian's dockerd; here they are played to the engine under test, and to dockerd
-where there is one. A transcript is a list of scenes, one store for all of them:
+`transcripts/build/*.txt` were recorded on Debian's dockerd; here they are played to the engine under test, and to
+dockerd where there is one. A transcript is a list of scenes, one store for all of them:
 
     == what the scene shows
     | the Dockerfile                    its context has the files `a.txt` and `sub/b.txt`
