@@ -18,18 +18,19 @@ import re
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from wherry.aio import KeyedLock, settle
 from wherry.builder.graph import GitSource
-from wherry.builder.sources.git_mirror import Mirror, Named, look_up
+from wherry.builder.sources.git_mirror import Mirror, Moved, Named, look_up
 from wherry.builder.sources.git_program import Git, Told, ignore
 from wherry.builder.sources.shelf import Draft, Entry, Shelf, Thing
 from wherry.builder.sources.urls import SCHEMES, parse_git
 from wherry.builder.trees import Directory
 from wherry.distribution.proxy import Proxies, masked
-from wherry.errors import InvalidParameter, NotFound, Unavailable
+from wherry.errors import InvalidParameter, NotFound
 from wherry.kernel.files import closing, openat2
 from wherry.storage.tree import measure, remove_tree
 
@@ -82,31 +83,25 @@ class GitStore:
 
     async def _held(self, source: GitSource, git: Git, held: AsyncExitStack) -> tuple[str, Thing]:
         """The checkout and its name; it stays until `held` is closed."""
-        for _ in range(_TRIES):
+        tries = 0
+        while True:
             named = await look_up(git, self._root, source.ref, mirror=lambda: self._mirror(source, git))
             _check_sum(source, named)
             name = _name(source, named.commit)
-            moved = False
-
-            async def make(draft: Draft, named: Named = named) -> None:
-                nonlocal moved
-                async with self._mirror(source, git) as mirror:
-                    moved = not await mirror.bring(named)
-                    if not moved:
-                        tag = named.tag_object if _keeps_git(source) else ""
-                        await mirror.check_out(
-                            named.commit, draft, keep=_keeps_git(source), tag=tag, submodules=source.submodules
-                        )
-                if moved:
-                    raise Unavailable(f"{source.ref or 'HEAD'} of {masked(source.remote)} keeps moving: try again")
-
+            made = self._checkouts.use(name, partial(self._check_out, source, git, named))
             try:
-                return name, await held.enter_async_context(self._checkouts.use(name, make))
-            except Unavailable as exc:
-                if not moved:
+                return name, await held.enter_async_context(made)
+            except Moved:
+                tries += 1
+                if tries == _TRIES:
                     raise
-                failure = exc
-        raise failure
+
+    async def _check_out(self, source: GitSource, git: Git, named: Named, draft: Draft) -> None:
+        keep = _keeps_git(source)
+        async with self._mirror(source, git) as mirror:
+            await mirror.bring(named)
+            tag = named.tag_object if keep else ""
+            await mirror.check_out(named.commit, draft, keep=keep, tag=tag, submodules=source.submodules)
 
     @asynccontextmanager
     async def _mirror(self, source: GitSource, git: Git) -> AsyncIterator[Mirror]:

@@ -16,7 +16,7 @@ from wherry.aio import settle
 from wherry.builder.sources.git_program import Git, GitFailed
 from wherry.builder.sources.shelf import Draft
 from wherry.builder.sources.urls import is_commit
-from wherry.errors import Failed, NotFound
+from wherry.errors import Failed, NotFound, Unavailable
 from wherry.kernel.files import closing
 from wherry.storage.tree import remove_tree, walk
 
@@ -93,6 +93,10 @@ def _failed(git: Git, exc: GitFailed) -> Failed:
     return Failed(text)
 
 
+class Moved(Unavailable):
+    """A ref became another commit between the question what it is and the fetch."""
+
+
 class Mirror:
     """Of one remote; the caller sees to it that it is used by one at a time."""
 
@@ -124,18 +128,19 @@ class Mirror:
 
     # --- fetching -----------------------------------------------------------------------------------------------------
 
-    async def bring(self, named: Named) -> bool:
-        """The commit; False when its ref has become another one meanwhile. Raises NotFound, Failed."""
+    async def bring(self, named: Named) -> None:
+        """The commit. Raises Moved, NotFound, Failed."""
         if await self._has(named.commit):
-            return True
+            return
         if not named.name:
             await self._fetch_commit(named.commit)
-            return True
+            return
         try:
             await self._fetch(f"+{named.name}:{_KEPT}new")
         except GitFailed as exc:
             raise _failed(self._git, exc) from exc
-        return await self._keep(f"{_KEPT}new") == named.commit
+        if await self._keep(f"{_KEPT}new") != named.commit:
+            raise Moved(f"{named.name} of {self._git.shown} became another commit while it was fetched: try again")
 
     async def find(self, beginning: str) -> str:
         """The commit whose id begins so; "" for none, or several."""

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -93,6 +93,7 @@ class Served:
     root: Path
     port: int
     log: list[str] = field(default_factory=list)
+    before: Callable[[], None] | None = None  # run before each answer
     password: str = ""  # wanted as Authorization; "" = everybody may
 
     def url(self, repository: Repository) -> str:
@@ -119,6 +120,8 @@ def serve(root: Path, *, dumb: bool = False) -> Iterator[Served]:
 
         def _answer(self) -> None:
             served.log.append(f"{self.command} {self.path}")
+            if served.before is not None:
+                served.before()
             if served.password and self.headers.get("Authorization") != served.password:
                 self.send_response(401)
                 self.send_header("WWW-Authenticate", 'Basic realm="here"')

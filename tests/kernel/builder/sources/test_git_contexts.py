@@ -10,7 +10,7 @@ from gitkit import WHEN, Repository, Served, run_git, serve
 
 from wherry.builder.graph import GitSource
 from wherry.builder.sources.git import GitStore
-from wherry.errors import Failed, InvalidParameter, NotFound, WherryError
+from wherry.errors import Failed, InvalidParameter, NotFound, Unavailable, WherryError
 
 
 @pytest.fixture
@@ -134,6 +134,27 @@ async def test_a_branch_that_moved_is_followed_and_users_of_the_old_files_keep_t
     assert await store.remove("mirror-../checkouts") == 0
     async with store.fetch(source) as again:
         assert (again.path / "sub/file").read_text() == "two"
+
+
+async def test_a_branch_that_moves_while_it_is_fetched_is_asked_for_again(
+    store: GitStore, served: Served, repository: Repository
+) -> None:
+    def move() -> None:
+        if len(served.log) == 3:  # the look-up is two requests
+            repository.commit({"sub/file": "moved"})
+
+    def always() -> None:
+        repository.commit({"sub/file": str(len(served.log))})
+
+    served.before = move
+    async with store.fetch(GitSource(remote=served.url(repository))) as found:
+        assert (found.path / "sub/file").read_text() == "moved"
+        assert found.identity == f"git:{repository.git('rev-parse', 'HEAD')}"
+    assert served.fetches == 4, "what was fetched is what the second look-up found"
+    served.before = always
+    with pytest.raises(Unavailable, match=r"refs/heads/main of .* became another commit while it was fetched"):
+        async with store.fetch(GitSource(remote=served.url(repository))):
+            pass
 
 
 async def test_a_commit_that_no_ref_has_any_more(store: GitStore, served: Served, repository: Repository) -> None:
