@@ -8,6 +8,7 @@ from wherry.aio import settle
 from wherry.builder.export.assembly import Assembly, assemble
 from wherry.builder.export.settings import Settings
 from wherry.builder.export.work import Telling, Work, telling
+from wherry.builder.sources.providers import login_host
 from wherry.digest import Digest
 from wherry.errors import InvalidParameter
 from wherry.images.record import Image
@@ -69,7 +70,7 @@ async def _push(work: Work, assembly: Assembly, settings: Settings, lines: Telli
     document = assembly.document()
     for name in settings.names:
         target = replace(name, tag=None) if settings.push_by_digest else name
-        auth = await work.client.credentials(name.domain)
+        auth = await work.client.credentials(login_host(name.domain))
         started = time.time_ns()
         lines.progress("pushing layers", 0, 0, started=started)
         await push_document(deps, document, target, auth=auth, progress=_blobs(lines))

@@ -1,10 +1,12 @@
 """Results become images: in the store, in registries, as archives; the same ones on every machine."""
 
+import asyncio
 import base64
 import io
 import json
 import os
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,10 +18,12 @@ from wherry.builder.export.outputs import check, export
 from wherry.builder.export.seal import forget_lost
 from wherry.builder.export.work import Statement
 from wherry.builder.options import Export
+from wherry.builder.trees import SCRATCH, Tree
 from wherry.digest import Digest
-from wherry.errors import Corrupt, InvalidParameter, NotSupported
+from wherry.errors import Corrupt, InvalidParameter, NotSupported, WherryError
+from wherry.images.archives.load import load
 from wherry.images.garbage import collect_all
-from wherry.spec.image import OCI_INDEX, OCI_LAYER_ZSTD, parse_platform
+from wherry.spec.image import OCI_INDEX, OCI_LAYER_ZSTD, Descriptor, History, parse_platform
 
 SAID = Statement(predicate_type="https://slsa.dev/provenance/v0.2", predicate={"x": 1}, name="provenance.json")
 
@@ -181,11 +185,6 @@ async def test_a_base_layer_is_compressed_anew_only_when_asked(bench):
     base = await bench.files(a="1")
     first = await export_image(bench.work(bench.variant(base)), settings.parse({"name": "base"}))
     layer = first.images[0].layers[0]
-    from dataclasses import replace
-
-    from wherry.builder.trees import Tree
-    from wherry.spec.image import Descriptor
-
     came = replace(base.layers[0], blob=Descriptor(media_type=layer.media_type, digest=layer.digest, size=layer.size))
     tree = await bench.files(Tree((came,)), b="2")
     kept = await export_image(bench.work(bench.variant(tree)), settings.parse({"compression": "zstd"}))
@@ -216,8 +215,6 @@ async def test_annotations_go_to_manifests_and_their_entries(bench):
 
 
 async def test_an_archive_can_be_loaded(bench, other):
-    from wherry.images.archives.load import load
-
     tree = await bench.files(await bench.files(a="1"), b="2")
     for number, kind in enumerate(("oci", "docker")):
         response = await export(
@@ -291,8 +288,6 @@ async def test_files_of_several_platforms_go_into_a_directory_each(bench):
 
 
 async def test_an_empty_result_can_be_exported(bench):
-    from wherry.builder.trees import SCRATCH
-
     work = bench.work(bench.variant(SCRATCH))
     outcome = await export(work, Export(type="image"), 0)
     assert bench.deps.images.store.find(outcome.results[0].image_id).layers == ()
@@ -302,8 +297,6 @@ async def test_an_empty_result_can_be_exported(bench):
 
 
 async def test_history_has_an_entry_for_each_layer(bench):
-    from wherry.spec.image import History
-
     tree = await bench.files(await bench.files(a="1"), b="2")
     history = [
         History(created="2020-01-01T00:00:00Z", created_by="base"),
@@ -343,3 +336,29 @@ async def test_an_inline_cache_lies_in_the_config(bench):
 def test_a_wish_that_cannot_be_fulfilled_is_refused_before_the_build(wanted, error, said):
     with pytest.raises(error, match=said):
         check([wanted])
+
+
+async def test_a_cancelled_export_leaves_no_blob_half_made(bench):
+    tree = await bench.layer(SCRATCH, lambda root: (root / "big").write_bytes(os.urandom(1 << 20) * 48))
+    before = bench.world.held()
+    work = asyncio.ensure_future(export(bench.work(bench.variant(tree)), Export(type="image"), 0))
+    while bench.world.held()["ingests"] == set() and not work.done():  # noqa: ASYNC110 - a thread makes it
+        await asyncio.sleep(0)
+    work.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await work
+    assert bench.world.held() == before
+    assert bench.vertices[-1].error == "context canceled"
+
+
+async def test_what_a_failed_export_made_is_garbage(bench):
+    """The registry is not there: the image is stored, as it was asked for, and goes as any other."""
+    tree = await bench.files(a="1")
+    attributes = {"name": "127.0.0.1:1/x", "push": "true", "store": "false"}
+    with pytest.raises(WherryError):
+        await export(bench.work(bench.variant(tree, statements=[SAID])), Export(type="image", attributes=attributes), 0)
+    bench.lease.digests.clear()
+    bench.lease.chains.clear()
+    await collect_all(bench.deps.images)
+    held = bench.world.held()
+    assert held["blobs"] == held["layers"] == held["images"] == set()
