@@ -5,6 +5,7 @@ The whole list goes first, entries in the order of the walk; then what the clien
 
 import os
 import stat
+from collections import deque
 from collections.abc import AsyncIterator, Generator, Mapping
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from wherry.errors import Failed, InvalidParameter
 DIFF_COPY = "/moby.filesync.v1.FileSend/DiffCopy"
 PIECE = 256 << 10  # bytes of one message; gRPC's own limit is 4 MiB
 _BATCH = 512  # entries listed at a time
-_READ = 1 << 20  # bytes read from a file at a time
+_READ = 1 << 20  # bytes read at a time
+_OVERHEAD = 1000  # bytes a packet counts for beside its content, so that empty files come to an end, too
 
 
 def _headers(exporter: int, metadata: Mapping[str, str]) -> Headers:
@@ -49,7 +51,7 @@ async def send_directory(
     async with session.talk(DIFF_COPY, pb.Packet, pb.Packet, what="copying files", headers=headers) as stream:
         pipe = Pipe(stream)
         try:
-            while listed := await settle(sender.list):
+            while listed := await settle(sender.entries):
                 await pipe.send(listed)
             await pipe.send([pb.Packet(type=pb.Packet.STAT).SerializeToString()])
             await _answer(pipe, sender, transferred)
@@ -64,40 +66,22 @@ async def send_directory(
 
 async def _answer(pipe: Pipe, sender: "Sender", transferred: Transferred) -> None:
     """Send what is asked for, until FIN."""
-    sent = 0
     while packets := await pipe.receive():
         for raw in packets:
             packet = pb.Packet.FromString(raw)
             match packet.type:
                 case pb.Packet.REQ:
-                    async for data in _file(sender, packet.id):
-                        sent += len(data)
-                        await pipe.send(_pieces(packet.id, data))
-                        transferred(sent)
-                    await pipe.send([pb.Packet(type=pb.Packet.DATA, id=packet.id).SerializeToString()])
+                    sender.ask(packet.id)
                 case pb.Packet.FIN:
                     return
                 case pb.Packet.ERR:
                     raise Failed(f"the client could not write: {packet.data.decode(errors='replace')[:1000]}")
                 case _:
                     raise InvalidParameter(f"the client sent a packet of type {packet.type} where it asks for files")
+        while contents := await settle(sender.read):
+            await pipe.send(contents)
+            transferred(sender.sent)
     raise Failed("the client ended the transfer before it was complete")
-
-
-async def _file(sender: "Sender", number: int) -> AsyncIterator[bytes]:
-    fd = await settle(sender.open, number)
-    try:
-        while data := await settle(os.read, fd, _READ):
-            yield data
-    finally:
-        os.close(fd)
-
-
-def _pieces(number: int, data: bytes) -> list[bytes]:
-    return [
-        pb.Packet(type=pb.Packet.DATA, id=number, data=data[at : at + PIECE]).SerializeToString()
-        for at in range(0, len(data), PIECE)
-    ]
 
 
 class Sender:
@@ -110,8 +94,11 @@ class Sender:
         self._files: dict[int, bytes] = {}
         self._names: dict[tuple[int, int], str] = {}  # of files with several: (device, inode) -> the first
         self._count = 0
+        self._asked: deque[int] = deque()
+        self._open: tuple[int, int] | None = None  # number and descriptor of the file that is being read
+        self.sent = 0  # bytes
 
-    def list(self) -> list[bytes]:
+    def entries(self) -> list[bytes]:
         """The next entries as packets; [] after the last. Raises InvalidParameter for a name gRPC cannot carry."""
         found = []
         for path, full, info in self._walk:
@@ -120,25 +107,45 @@ class Sender:
                 break
         return found
 
-    def open(self, number: int) -> int:
-        """A descriptor of entry `number`. Raises InvalidParameter when that is no file."""
-        path = self._files.get(number)
-        if path is None:
+    def ask(self, number: int) -> None:
+        """The client wants entry `number`. Raises InvalidParameter when that is no file."""
+        if number not in self._files:
             raise InvalidParameter(f"the client asked for entry {number}, which is no file")
-        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._asked.append(number)
+
+    def read(self) -> list[bytes]:
+        """Packets of what was asked for, about 1 MiB of them; [] when all is read."""
+        found: list[bytes] = []
+        size = 0
+        while size < _READ and (self._open is not None or self._asked):
+            if self._open is None:
+                number = self._asked.popleft()
+                self._open = (number, os.open(self._files[number], os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+            number, fd = self._open
+            data = os.read(fd, PIECE)
+            found.append(pb.Packet(type=pb.Packet.DATA, id=number, data=data).SerializeToString())  # empty: its end
+            size += len(data) + _OVERHEAD
+            self.sent += len(data)
+            if not data:
+                self._open = None
+                os.close(fd)
+        return found
 
     def close(self) -> None:
         self._walk.close()
+        if self._open is not None:
+            os.close(self._open[1])
+            self._open = None
 
     def _from_top(self) -> Generator[tuple[bytes, bytes, os.stat_result], None, None]:
         """Path as the client gets it, path on disk, what is there."""
         info = os.stat(self._root)
         for depth in range(len(self._prefix)):
             yield b"/".join(self._prefix[: depth + 1]), self._root, info
-        for path, found in self._entries(b""):
+        for path, found in self._below(b""):
             yield b"/".join([*self._prefix, path]), self._root + b"/" + path, found
 
-    def _entries(self, below: bytes) -> Generator[tuple[bytes, os.stat_result], None, None]:
+    def _below(self, below: bytes) -> Generator[tuple[bytes, os.stat_result], None, None]:
         with os.scandir(self._root + b"/" + below if below else self._root) as entries:
             found = sorted(entries, key=lambda entry: entry.name)
         for entry in found:
@@ -146,7 +153,7 @@ class Sender:
             info = entry.stat(follow_symlinks=False)
             yield path, info
             if stat.S_ISDIR(info.st_mode):
-                yield from self._entries(path)
+                yield from self._below(path)
 
     def _packet(self, path: bytes, full: bytes, info: os.stat_result) -> bytes:
         try:

@@ -5,6 +5,7 @@
 - h2 takes 50-100 us for a frame. A client that lists its files sends one frame for each, so plain DATA frames are told
   apart before h2 sees them and go straight into the stream's buffer; everything else goes through h2. The bytes that
   h2 has not seen are flow-controlled here.
+  What is sent in whole frames goes the same way.
 - `Pipe` reads and writes what is there of a stream of messages at once.
 
 grpclib's inside is used in this file only.
@@ -29,7 +30,7 @@ from grpclib.utils import Wrapper
 from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import Event, StreamReset
-from h2.exceptions import ProtocolError
+from h2.exceptions import ProtocolError, StreamClosedError
 from h2.settings import SettingCodes
 
 from wherry.buildkit import bk_pb2 as pb
@@ -43,6 +44,8 @@ STREAM_WINDOW = 8 << 20
 _GIVE_BACK = 1 << 20  # bytes read, after which the peer is told that it may send as many more
 _PREFACE = 24  # bytes a client begins with
 _MAX_FRAME = 16384  # bytes, HTTP/2's default, which we do not change
+_AT_ONCE = 256 << 10  # bytes written before anybody else has a turn
+_FULL_FRAME = struct.Struct(">HBBBI")  # head of a DATA frame of `_MAX_FRAME` bytes
 _UPDATE = struct.Struct(">HBBBII")  # a WINDOW_UPDATE frame
 _PREFIX = struct.Struct(">BI")  # of a message: compressed, length
 _WINDOW_UPDATE = 8
@@ -151,6 +154,28 @@ class Stream(BaseStream):
     def init_stream(self, stream_id: int, connection: BaseConnection) -> None:
         super().init_stream(stream_id, connection)
         self.buffer = Buffer(lambda size: cast(Connection, connection).give_back(stream_id, size))
+
+    async def send_data(self, data: bytes, end_stream: bool = False) -> None:
+        """As grpclib's, but what fills whole frames goes past h2, whose windows are kept for it."""
+        assert self.id is not None
+        h2, view = self._h2_connection, memoryview(data)
+        while len(view) > _MAX_FRAME:
+            await self.connection.write_ready.wait()
+            stream = h2.streams.get(self.id)
+            if stream is None or stream.closed or self._transport.is_closing():
+                raise StreamClosedError(self.id)
+            whole = min(h2.local_flow_control_window(self.id), len(view) - 1, _AT_ONCE) // _MAX_FRAME
+            if whole < 1:
+                break  # grpclib waits for the window
+            size = whole * _MAX_FRAME
+            frames: list[bytes | memoryview] = []
+            for at in range(0, size, _MAX_FRAME):
+                frames += (_FULL_FRAME.pack(_MAX_FRAME >> 8, 0, 0, 0, self.id), view[at : at + _MAX_FRAME])
+            h2.outbound_flow_control_window -= size
+            stream.outbound_flow_control_window -= size
+            self._transport.writelines(frames)
+            view = view[size:]
+        await super().send_data(bytes(view) if len(view) < len(data) else data, end_stream)
 
 
 class Connection(BaseConnection):
