@@ -22,6 +22,7 @@ from wherry.builder.contexts import ContextPool
 from wherry.builder.deps import Deps
 from wherry.builder.export.seal import forget_lost
 from wherry.builder.job import Built, BuiltPlatform, Cancelled, Job
+from wherry.builder.log import BuildLog
 from wherry.builder.options import Export
 from wherry.builder.records.record import Exporter, Status
 from wherry.builder.records.store import Records
@@ -84,15 +85,19 @@ class Builder:
         frontend: str = "dockerfile.v0",
         project: str = "",
         on_error: OnError | None = None,
+        recorded: bool = True,
     ) -> "Job":
         """A new job. `attributes` are kept in its record; `project` tells builds of one thing from those of others.
 
+        `recorded`: False for what is only asked and leaves no record, as `--check`; it exports nothing.
         Raises Conflict when a build of that ref is going on.
         """
         ref = ref or ids.generate()[:25]
         exporters = [Exporter(type=each.type, attributes=each.attributes) for each in exports]
-        recording = await self.records.begin(ref, attributes=attributes, exporters=exporters, frontend=frontend)
-        job = Job(self, ref, client=client, log=recording.log, project=project, on_error=on_error)
+        events = BuildLog()
+        if recorded:
+            events = (await self.records.begin(ref, attributes=attributes, exporters=exporters, frontend=frontend)).log
+        job = Job(self, ref, client=client, log=events, project=project, on_error=on_error)
         try:
             await job.open()
         except BaseException as exc:

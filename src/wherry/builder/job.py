@@ -45,7 +45,7 @@ from wherry.digest import is_digest
 from wherry.errors import InvalidParameter, WherryError
 from wherry.images.garbage import leased
 from wherry.spec.engine import ContainerConfig
-from wherry.spec.image import Platform, host_platform, normalize
+from wherry.spec.image import Platform, decode_config, host_platform, normalize
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -315,7 +315,7 @@ class Job:
         return response | await self._export_caches(built, cache_exports)
 
     async def _work(self, built: Built, *, inline: bool) -> Work:
-        variants = [await self._variant(each) for each in built.platforms]
+        variants = [await self._variant(each, built.metadata) for each in built.platforms]
         if inline:
             contents = self._contents()
             variants = [replace(each, cache=cache_manifest.inline(contents, each.tree)) for each in variants]
@@ -348,13 +348,15 @@ class Job:
             outputs={str(normalize(each.platform)): each.output for each in built.platforms},
         )
 
-    async def _variant(self, built: BuiltPlatform) -> Variant:
+    async def _variant(self, built: BuiltPlatform, metadata: Mapping[str, bytes]) -> Variant:
         (tree,) = await self.solver().results([built.output], files=True) if built.output else (built.result,)
         if isinstance(tree, Directory):
             raise InvalidParameter("a directory of files cannot be an image: copy it into a stage")
         target = built.target
         if target is None:
-            return Variant(platform=built.platform, tree=tree, config=ContainerConfig())
+            given = metadata.get(f"containerimage.config/{built.platform}") or metadata.get("containerimage.config")
+            config = decode_config(given).config if given else ContainerConfig()
+            return Variant(platform=built.platform, tree=tree, config=config)
         return Variant(
             platform=target.platform,
             tree=tree,
@@ -422,6 +424,7 @@ class Job:
                 inputs=list(self.sources.inputs),
                 results=self.produced,
             )
+        self.log.close()
         self._house.ended(self)
 
     def _failure(self, error: BaseException) -> Failure:

@@ -85,6 +85,7 @@ class Build:
                     attributes=self.asked.attributes,
                     exports=self.asked.exports,
                     project=self._project,
+                    recorded=not self.asked.internal or bool(self.asked.exports),
                 )
                 self._started.set()
             return self._job

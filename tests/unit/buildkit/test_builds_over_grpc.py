@@ -199,6 +199,14 @@ async def test_an_answer_to_a_question_is_not_exported(buildx, builder):
     assert builder.begun[0].exported == []
 
 
+async def test_a_check_leaves_no_record_and_its_status_ends(buildx, builder):
+    solving = asyncio.ensure_future(buildx.solve(internal=True))
+    await buildx.give_back(await buildx.build(requestid="frontend.lint"))
+    await solving
+    assert builder.records.history() == []
+    assert await buildx.status() == []
+
+
 async def test_a_failed_step_is_told_with_its_place_by_both_calls(buildx, builder):
     async def fail(job, options):
         job.failed_at = Location("Dockerfile", b"FROM x\nRUN false\n", (Range(2, 2),))
