@@ -55,7 +55,11 @@ def building_engine(archive: bytes, *, args: Sequence[str] = ()) -> Iterator[Eng
         engine = new_engine(box, root, args=["--cgroup-parent", parent, *args])
         try:
             engine.start()
-            engine.load(archive)
+            try:
+                engine.load(archive)
+            except BaseException:
+                engine.kill()
+                raise
             yield engine
             if not engine.answers():
                 pytest.fail(f"the daemon is gone; the end of its log:\n{engine.log_tail()}", pytrace=False)
