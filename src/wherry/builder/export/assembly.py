@@ -1,8 +1,8 @@
 """An image put together: blobs and documents of all its platforms, in the content store under the work's lease."""
 
 import base64
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -63,8 +63,8 @@ class Assembly:
 
     @property
     def attached(self) -> frozenset[Digest]:
-        """What it needs besides the images."""
-        return frozenset({self.top.digest}.union(*(each.digests for made in self.made for each in made.attached)))
+        """What it needs besides the images. Referrers need it, and are at registries alone."""
+        return frozenset({self.top.digest}.union(*(made.attestation.digests for made in self.made if made.attestation)))
 
     def blobs(self) -> list[Digest]:
         """All of it but the referrers: documents first, then layers, base first."""
@@ -80,15 +80,11 @@ class Assembly:
 
     def document(self) -> Document:
         """As a push wants it."""
-        children = [Document(raw=each.manifest, manifest=_manifest(each.manifest)) for each in self._attached()]
-        if self._is_index:
-            children = [*(_document(each) for each in self.made), *children]
-            return Document(raw=self.top, children=children)
-        return Document(raw=self.top, manifest=_manifest(self.top), image=self.made[0].image, children=children)
-
-    def _attached(self) -> Iterator[Attached]:
-        for made in self.made:
-            yield from made.attached
+        referrers = [_about(each) for made in self.made for each in made.referrers]
+        if not self._is_index:
+            return replace(_document(self.made[0]), referrers=referrers)
+        attestations = [_about(made.attestation) for made in self.made if made.attestation]
+        return Document(raw=self.top, children=[*map(_document, self.made), *attestations], referrers=referrers)
 
     @property
     def _is_index(self) -> bool:
@@ -110,6 +106,10 @@ class Assembly:
 def _document(made: Made) -> Document:
     raw = made.documents.manifest
     return Document(raw=raw, manifest=_manifest(raw), image=made.image)
+
+
+def _about(attached: Attached) -> Document:
+    return Document(raw=attached.manifest, manifest=_manifest(attached.manifest))
 
 
 def _manifest(raw: Raw) -> Manifest:

@@ -74,19 +74,19 @@ async def export(
     if where.type == "inline":
         return {}
     place = "registry" if where.type == "registry" else "client directory"
-    try:
-        with telling(log, f"exporting cache to {place}") as lines:
+    with telling(log, f"exporting cache to {place}") as lines:
+        try:
             with lines.step("preparing build cache for export"):
                 contents = await _prepare(deps, what, where, lease, providers)
                 packed = pack(contents, docker_types=not flag(where.attributes, "oci-mediatypes", True))
             for blob in packed.parsed.layers:
                 lines.done(f"writing layer {blob.digest}")
             await _send(deps, packed, where, client, lease, lines)
-    except WherryError as exc:
-        if not flag(where.attributes, "ignore-error"):
-            raise
-        _passed_over(where, exc)
-        return {}
+        except WherryError as exc:
+            if not flag(where.attributes, "ignore-error"):
+                raise
+            lines.done(f"not exported: {exc.message}")
+            return {}
     return {RESPONSE: msgspec.json.encode(packed.manifest.descriptor).decode()}
 
 
@@ -122,10 +122,6 @@ def _reference(attributes: Mapping[str, str]) -> Reference:
     if named.digest is not None:
         raise InvalidParameter(f"a cache cannot be exported to a digest: {named.familiar}")
     return named
-
-
-def _passed_over(where: CacheTransfer, exc: WherryError) -> None:
-    log.warning("build cache was not exported (%s, ignore-error): %s", where.type, exc.message)
 
 
 # --- what goes along --------------------------------------------------------------------------------------------------

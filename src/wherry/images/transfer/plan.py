@@ -44,11 +44,13 @@ class Document:
     manifest: Manifest | None = None  # None: it is an index
     image: Image | None = None  # whose manifest it is; None for an index and for an attestation
     children: Sequence["Document"] = ()
+    referrers: Sequence["Document"] = ()  # go along, and are named by nothing here
     missing: Sequence[Descriptor] = ()  # children of an index that are not held here
 
     def walk(self) -> Iterator["Document"]:
         """Children before what names them."""
         yield from self.children
+        yield from self.referrers
         yield self
 
     @property

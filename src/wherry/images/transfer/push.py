@@ -200,12 +200,13 @@ async def _are_there(errand: Errand, lacking: Sequence[Descriptor]) -> bool:
 
 async def _record(deps: Deps, document: Document, reference: Reference) -> None:
     """The repository's digest is a name of the images from now on; of those removed meanwhile it is not."""
-    pairs = [(each.image, each.raw) for each in document.walk() if each.image is not None]
+    kept = [*document.children, document]
+    pairs = [(each.image, each.raw) for each in kept if each.image is not None]
     images = [seen_through(image, raw) for image, raw in pairs if deps.store.find(image.id) is not None]
     if not images:
         return
     content = deps.content
-    digests = {digest for each in document.walk() for digest in (each.raw.digest, *(b.digest for b in each.blobs))}
+    digests = {digest for each in kept for digest in (each.raw.digest, *(b.digest for b in each.blobs))}
     held = await settle(lambda: [digest for digest in digests if content.has(digest)])
     await deps.store.put_all(
         images,
