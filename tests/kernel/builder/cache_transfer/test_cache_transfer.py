@@ -363,8 +363,12 @@ async def test_a_failure_can_be_passed_over(machines: tuple[Machine, Machine]) -
         await one.send(what, CacheTransfer(type="registry", attributes=attributes))
     where = CacheTransfer(type="registry", attributes={**attributes, "ignore-error": "true"})
     assert await one.send(what, where) == {}
-    failed = [event for event in one.log.events if isinstance(event, VertexEvent) and event.error]
-    assert len(failed) == 2
+    failed = [event.error for event in one.log.events if isinstance(event, VertexEvent) and event.completed]
+    assert "connection refused" in failed[0]
+    assert failed[1] == ""
+    last = next(event for event in reversed(one.log.events) if isinstance(event, StatusEvent))
+    assert last.id.startswith("not exported: ")
+    assert last.id.endswith("connection refused")
 
 
 async def test_inline_has_nothing_to_send(machines: tuple[Machine, Machine]) -> None:
