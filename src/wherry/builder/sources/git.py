@@ -132,6 +132,7 @@ class GitStore:
             secret=source.auth_token_secret,
             config=await _authorization(source, remote, secret) or password,
             known_hosts=known_hosts,
+            strict=bool(source.known_ssh_hosts),
             agent=socket,
             proxies=self._proxies,
             told=told,

@@ -6,6 +6,7 @@ Configuration travels in the environment, which unlike arguments other users can
 import asyncio
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 from collections.abc import Callable, Mapping
@@ -56,15 +57,17 @@ class Git:
     shown: str  # the same, for people
     secret: str = ""  # name of the secret that would open it
     config: Mapping[str, str] = field(default_factory=dict)
-    known_hosts: Path  # of ssh: hosts not seen before are added
+    known_hosts: Path  # of ssh
+    strict: bool = False  # only these hosts; else one not seen before is added
     agent: Path | None = None  # socket of an ssh agent
     proxies: Proxies = field(default_factory=Proxies)
     told: Told = ignore
 
     def _environment(self, extra: Mapping[str, str]) -> dict[str, str]:
+        checking = "yes" if self.strict else "accept-new"
         ssh = (
-            "ssh -F /dev/null -o BatchMode=yes -o StrictHostKeyChecking=accept-new "
-            f"-o ConnectTimeout=30 -o UserKnownHostsFile={self.known_hosts}"
+            f"ssh -F /dev/null -o BatchMode=yes -o StrictHostKeyChecking={checking} "
+            f"-o ConnectTimeout=30 -o {shlex.quote(f'UserKnownHostsFile={_quoted(self.known_hosts)}')}"
         )
         config = {**_CONFIG, **self.config}
         pairs = [(f"GIT_CONFIG_KEY_{number}", key) for number, key in enumerate(config)]
@@ -118,6 +121,11 @@ class Git:
         if status:
             raise GitFailed(args[0], status, said.decode(errors="replace"))
         return out
+
+
+def _quoted(path: Path) -> str:
+    """As ssh wants the name of a file in an option."""
+    return f'"{path}"' if " " in str(path) else str(path)
 
 
 class GitFailed(Failed):

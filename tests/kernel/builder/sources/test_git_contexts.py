@@ -2,7 +2,8 @@
 
 import asyncio
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -458,20 +459,46 @@ async def test_a_mirror_of_too_many_commits_is_begun_anew(
     assert len(list((mirror / "refs/wherry").iterdir())) == 2
 
 
-async def test_an_agent_of_the_client_is_offered_to_ssh(store: GitStore, tmp_path: Path) -> None:
-    from contextlib import asynccontextmanager
+FAKE_SSH = """\
+#!/bin/sh
+for last; do :; done
+{ echo "args $*"; echo "agent $SSH_AUTH_SOCK"; } >> "$0.log"
+for word; do
+  case "$word" in UserKnownHostsFile=*) eval "cat ${word#UserKnownHostsFile=}" >> "$0.log" 2>&1;; esac
+done
+exec sh -c "$last"
+"""
 
+
+@pytest.mark.parametrize("hosts", ["", "server.test ssh-ed25519 AAAA\n"])
+async def test_ssh_gets_the_clients_agent_and_known_hosts(
+    tmp_path: Path, repository: Repository, monkeypatch: pytest.MonkeyPatch, hosts: str
+) -> None:
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "ssh").write_text(FAKE_SSH)
+    (programs / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     asked: list[str] = []
 
     @asynccontextmanager
-    async def agent(agent_id: str):  # type: ignore[no-untyped-def]
+    async def agent(agent_id: str) -> AsyncIterator[Path]:
         asked.append(agent_id)
         yield tmp_path / "agent"
 
-    with pytest.raises(Failed, match="failed to fetch remote"):
-        async with store.fetch(GitSource(remote="ssh://git@127.0.0.1:9/x.git", ssh="default"), agent=agent):
-            pass
+    store = GitStore(tmp_path / "a place")
+    remote = f"git@server.test:{repository.bare}"
+    source = GitSource(remote=remote, ssh="default", known_ssh_hosts=hosts)
+    async with store.fetch(source, agent=agent) as found:
+        assert (found.path / "Dockerfile").read_text() == "FROM scratch\n"
+    said = (programs / "ssh.log").read_text()
     assert asked == ["default"]
+    assert f"agent {tmp_path / 'agent'}\n" in said
+    assert f"StrictHostKeyChecking={'yes' if hosts else 'accept-new'}" in said
+    assert "-F /dev/null" in said
+    assert "git@server.test git-upload-pack" in said
+    assert hosts in said
+    assert not list((tmp_path / "a place").glob("git-*")), "what the client said of hosts is not kept"
     with pytest.raises(NotFound, match='no SSH key "mine" forwarded from the client'):
-        async with store.fetch(GitSource(remote="git@127.0.0.1:x.git", ssh="mine")):
+        async with store.fetch(GitSource(remote=remote, ssh="mine")):
             pass
