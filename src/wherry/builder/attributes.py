@@ -107,7 +107,8 @@ def _check_frontend(attrs: Mapping[str, str]) -> None:
 
 
 def _group(attrs: Mapping[str, str], prefix: str) -> dict[str, str]:
-    return {name[len(prefix) :]: value for name, value in attrs.items() if name.startswith(prefix)}
+    """By name, sorted: clients send a map without an order, and the digest of an image must not depend on chance."""
+    return {name[len(prefix) :]: attrs[name] for name in sorted(attrs) if name.startswith(prefix)}
 
 
 def _choice(kind: type[_Choice], name: str, value: str) -> _Choice:

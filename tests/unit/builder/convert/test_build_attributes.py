@@ -226,3 +226,10 @@ def test_one_platform_is_no_index_unless_asked():
     options = from_attributes({"platform": "linux/arm64"})
     assert options.platforms == (Platform(os="linux", architecture="arm64"),)
     assert not options.multi_platform
+
+
+def test_labels_have_the_same_order_however_the_client_sends_them():
+    attrs = {"label:b": "2", "label:a": "1", "label:c": "3"}
+    for names in (sorted(attrs), sorted(attrs, reverse=True)):
+        found = from_attributes({name: attrs[name] for name in names}).labels
+        assert list(found) == ["a", "b", "c"]
