@@ -4,7 +4,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from wherry.aio import settle
 from wherry.builder.deps import Deps
@@ -12,12 +12,15 @@ from wherry.builder.files.apply import apply
 from wherry.builder.files.select import select
 from wherry.builder.graph import NO_INPUT, NO_OUTPUT, Action, Copy, Files, FileStep
 from wherry.builder.solve.seal import seal
-from wherry.builder.trees import SCRATCH, Directory, Result, Tree
+from wherry.builder.trees import SCRATCH, Directory, Result, Tree, TreeLayer
 from wherry.errors import InvalidParameter
+from wherry.images.layers import unpack
 from wherry.images.leases import Lease
+from wherry.images.making.make import add_layer
+from wherry.images.record import Layer
 from wherry.kernel.mount import Mount, detached, open_detached
-
-_EVERYTHING = Copy(source="/", target="/", contents=True, replace=True)
+from wherry.spec.image import Descriptor
+from wherry.storage.diff import write_layer
 
 
 def view(deps: Deps, result: Result) -> list[Mount]:
@@ -54,11 +57,11 @@ class Changes:
         return outputs
 
     async def merge(self, inputs: Sequence[Result]) -> Tree:
-        """All trees, the files of the later ones over those of the earlier."""
+        """All trees, the layers of the later ones over those of the earlier."""
         trees = [each for each in inputs if isinstance(each, Tree) and each.layers]
         merged = trees[0] if trees else SCRATCH
         for tree in trees[1:]:
-            merged = await self._copied(merged, view(self.deps, tree))
+            merged = await self._transplanted(tree.layers, merged)
         return merged
 
     async def difference(self, inputs: Sequence[Result]) -> Tree:
@@ -68,18 +71,24 @@ class Changes:
             raise InvalidParameter("a difference is one of two file trees")
         if [layer.chain for layer in upper.layers[: len(lower.layers)]] != [layer.chain for layer in lower.layers]:
             raise InvalidParameter("a difference needs an upper tree that was made on the lower one")
-        tree = SCRATCH
-        for layer in upper.layers[len(lower.layers) :]:
-            own = Mount(type="bind", source=os.fspath(self.deps.snapshots.layer(layer.chain)), options=("bind", "ro"))
-            tree = await self._copied(tree, [own])
-        return tree
+        return await self._transplanted(upper.layers[len(lower.layers) :], SCRATCH)
 
-    async def _copied(self, parent: Tree, source: Sequence[Mount]) -> Tree:
-        def copy(key: str) -> None:
-            with self._target(key, linked=True) as target, detached(source) as root:
-                _do(target, _EVERYTHING, root, self.epoch, None)
+    async def _transplanted(self, layers: Sequence[TreeLayer], parent: Tree) -> Tree:
+        """`layers` on top of another tree, what they delete included."""
+        for layer in layers:
+            made = await self._on_top(layer, parent)
+            blob = Descriptor(media_type=made.media_type, digest=made.digest, size=made.size)
+            added = replace(layer, chain=made.chain, diff_id=made.diff_id, blob=blob)
+            parent = Tree((*parent.layers, added))
+        return parent
 
-        return await self._layer(parent, copy)
+    async def _on_top(self, layer: TreeLayer, parent: Tree) -> Layer:
+        images = self.deps.images
+        if layer.blob is not None and await settle(images.content.has, layer.blob.digest):
+            # of a difference only the blob still knows what is deleted below
+            return await unpack(images, self.lease, layer.blob, parent=parent.chain, diff_id=layer.diff_id)
+        write = functools.partial(write_layer, images.snapshots, layer.chain)
+        return await add_layer(images, self.lease, write, parent=parent.chain)
 
     async def _layer(self, parent: Tree, change: Callable[[str], None]) -> Tree:
         """`change` (blocking) is given the snapshot it works on."""

@@ -10,7 +10,6 @@ from wherry.digest import DiffID, extend_chain
 from wherry.images.leases import Lease
 from wherry.kernel.mount import detached
 from wherry.storage.diff import write_diff
-from wherry.storage.extract import Whiteouts
 
 
 async def seal(deps: Deps, lease: Lease, key: str, parent: Tree, *, epoch: int, created_by: str) -> Tree:
@@ -32,7 +31,7 @@ def _measure(deps: Deps, key: str, epoch: int) -> tuple[DiffID, int]:
     parent = snapshots.parent_of_key(key)
     with contextlib.ExitStack() as opened:
         below = None
-        if snapshots.whiteouts is Whiteouts.APPLY and parent is not None:
+        if parent is not None:  # what was only copied up keeps its time
             below = opened.enter_context(detached(snapshots.view(parent)))
         settle_times(snapshots.upper(key), epoch, snapshots.whiteouts, below=below)
     written = write_diff(snapshots, key, lambda data: None)
