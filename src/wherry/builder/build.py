@@ -97,7 +97,7 @@ class Builder:
         events = BuildLog()
         if recorded:
             events = (await self.records.begin(ref, attributes=attributes, exporters=exporters, frontend=frontend)).log
-        job = Job(self, ref, client=client, log=events, project=project, on_error=on_error)
+        job = Job(self, ref, client=client, log=events, exports=exports, project=project, on_error=on_error)
         try:
             await job.open()
         except BaseException as exc:

@@ -24,6 +24,7 @@ from wherry.builder.dockerfile.convert.targets import Target
 from wherry.builder.dockerfile.errors import DockerfileError
 from wherry.builder.dockerfile.frontend import answer, build_targets
 from wherry.builder.export import cache_export, cache_import, cache_manifest, outputs, statements
+from wherry.builder.export.ahead import Ahead
 from wherry.builder.export.cache_manifest import Checksum, Contents, Record
 from wherry.builder.export.provenance import Facts
 from wherry.builder.export.squash import squash
@@ -96,9 +97,18 @@ class Job:
     """Made by `Builder.begin`, ended by `end`."""
 
     def __init__(
-        self, house: House, ref: str, *, client: Client, log: BuildLog, project: str, on_error: OnError | None
+        self,
+        house: House,
+        ref: str,
+        *,
+        client: Client,
+        log: BuildLog,
+        exports: Sequence[Export],
+        project: str,
+        on_error: OnError | None,
     ) -> None:
         self.ref, self.client, self.log = ref, client, log
+        self._exports = exports  # that are foreseen
         self.produced: list[Produced] = []
         self._house, self._deps = house, house.deps
         self._project, self._on_error = project, on_error
@@ -122,6 +132,9 @@ class Job:
             held=self._held,
         )
 
+        self._ahead = Ahead(self._deps.images, self.lease, self._exports)
+        self._held.push_async_callback(self._ahead.close)
+
     def solver(self, epoch: int | None = None) -> Solve:
         """The job's one; `epoch` (s) counts for the first call."""
         if self._solve is None:
@@ -134,6 +147,7 @@ class Job:
                 epoch=None if epoch is None else epoch * 1_000_000_000,
                 project=self._project,
                 on_error=self._on_error,
+                made=self._ahead.made,
             )
         return self._solve
 
@@ -167,6 +181,7 @@ class Job:
         targets = await build_targets(
             definition, options, resolver, host=host_platform(), warn=self.log.add, vertex=key
         )
+        self._ahead.want(entry.vertex for target in targets for entry in target.history if entry.vertex is not None)
         results = await solve.results([target.output for target in targets])
         return Built(
             platforms=tuple(

@@ -110,8 +110,11 @@ class Solve:
         epoch: int | None = None,
         project: str = "",
         on_error: OnError | None = None,
+        made: Callable[[Vertex, Tree], None] | None = None,
     ) -> None:
+        """`made` is told of each layer that comes to be."""
         self.imported = Imported()
+        self._made_layer = made
         self._shared, self._deps = shared, shared.deps
         self._client, self._log, self._lease, self._sources = client, log, lease, sources
         self._project, self._on_error = project, on_error
@@ -311,6 +314,9 @@ class Solve:
         async with self.telling(vertex, why):
             trees = await self._work(vertex, made, on_disk)
         self._note(vertex, made)  # of a step that failed there is nothing to compare with
+        if self._made_layer is not None:
+            for tree in trees.values():
+                self._made_layer(vertex, tree)
         return trees
 
     def _cached(self, vertex: Vertex, key: str, *, solid: bool) -> Mapping[int, Tree] | None:
