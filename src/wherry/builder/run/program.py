@@ -55,6 +55,13 @@ class ProgramFailed(Failed):
         self.code = code
 
 
+class NotStarted(Failed):
+    """The program could not even be started: it is not there, is for another machine, its user is unknown."""
+
+    def __init__(self, args: Sequence[str], cause: WherryError) -> None:
+        super().__init__(f'process "{" ".join(args)}" did not complete successfully: {cause.message}')
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
     """What is there while a failed step is kept: `shell` opens a terminal in it, with its mounts and variables."""
@@ -77,8 +84,8 @@ async def run(
 ) -> dict[int, Written]:
     """Run `op` on its inputs, which are on disk; the written trees by output number.
 
-    Raises ProgramFailed, and InvalidParameter or Failed when it cannot be started; then nothing is left. `on_error` is
-    awaited before what the failed step wrote goes.
+    Raises ProgramFailed, NotStarted, and other WherryErrors when what it needs cannot be prepared; then nothing is left.
+    `on_error` is awaited before what the failed step wrote goes.
     """
     step = _Step(deps, op, inputs, client)
     async with AsyncExitStack() as undo:
@@ -160,7 +167,10 @@ class _Step:
         async with self._process(args, tty=tty) as shim:
             reader, writer = await shim.attach(stdin=tty, stdout=True, stderr=True)
             try:
-                await shim.start()
+                try:
+                    await shim.start()
+                except WherryError as exc:
+                    raise NotStarted(args, exc) from exc
                 yield shim, (reader, writer)
             finally:
                 writer.close()
@@ -182,7 +192,10 @@ class _Step:
             else:
                 await settle(self._write_files, (), "host")
             undo.push_async_callback(_forget, deps, self.id)
-            shim = await deps.shims.create(self._spec(args, tty=tty), netns=netns)
+            try:
+                shim = await deps.shims.create(self._spec(args, tty=tty), netns=netns)
+            except WherryError as exc:
+                raise NotStarted(args, exc) from exc
             undo.push_async_callback(shim.destroy)
             yield shim
 

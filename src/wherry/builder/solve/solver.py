@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
@@ -237,6 +237,18 @@ class Solve:
             raise
         self.tell(vertex, started=started, completed=time.time_ns(), why=why)
 
+    @contextlib.contextmanager
+    def _blaming(self, vertex: Vertex) -> Iterator[None]:
+        """A step that cannot begin, since a file that it takes is not there, fails as well: its place is told."""
+        try:
+            yield
+        except WherryError as exc:
+            if self.failed is None:
+                self.failed = vertex
+                now = time.time_ns()
+                self.tell(vertex, started=now, completed=now, error=exc.message)
+            raise
+
     async def _source(self, vertex: Vertex) -> Result:
         key = self.shown(vertex)
         match vertex.op:
@@ -300,7 +312,8 @@ class Solve:
 
     async def _step(self, vertex: Vertex, *, solid: bool) -> Results:
         inputs = await self._gather([self._result(output) for output in vertex.inputs])
-        made = await self._made(vertex, inputs)
+        with self._blaming(vertex):
+            made = await self._made(vertex, inputs)
         while True:
             if (found := self._cached(vertex, made.key, solid=solid)) is not None:
                 self._note(vertex, made)
@@ -309,7 +322,8 @@ class Solve:
             if [_identity(each) for each in on_disk] == [_identity(each) for each in inputs]:
                 break
             inputs = on_disk
-            made = await self._made(vertex, inputs)
+            with self._blaming(vertex):
+                made = await self._made(vertex, inputs)
         why = self._why(vertex, made)
         async with self.telling(vertex, why):
             trees = await self._work(vertex, made, on_disk)
