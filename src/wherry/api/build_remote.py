@@ -41,13 +41,12 @@ class RemoteClient(NoClient):
     # what the build reads
 
     async def local(self, source: LocalSource, transferred: Transferred) -> Directory:
-        key, patterns, narrow = slot_key(source, self._node)
+        key, patterns = slot_key(source, self._node)
         slot = await settle(
             self._pool.acquire,
             key,
             patterns=patterns,
             description=f"files of {source.shared_key or source.name}",
-            narrow=narrow,
         )
         self._slots.append(slot)
         mirror = await settle(Mirror, slot)

@@ -93,17 +93,15 @@ class ContextPool:
             except (OSError, msgspec.DecodeError):
                 _remove_tree(entry.path)
 
-    def acquire(self, key: str, *, patterns: str = "", description: str = "", narrow: bool = False) -> Slot:
+    def acquire(self, key: str, *, patterns: str = "", description: str = "") -> Slot:
         """A directory for `key`, held until `release`: the one last filled by the same patterns, else another of the
         same key, else a new one.
-
-        `narrow`: only a few files are wanted, so that a directory that holds more would be emptied for nothing.
         """
         with self._lock:
             free = [
                 (header.patterns == patterns, header.used, slot_id, header)
                 for slot_id, header in self._slots.items()
-                if header.key == key and slot_id not in self._held and (header.patterns == patterns or not narrow)
+                if header.key == key and slot_id not in self._held
             ]
             if free:
                 _, _, slot_id, found = max(free, key=lambda each: each[:3])
@@ -226,12 +224,15 @@ def _remove_tree(path: str | Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def slot_key(source: LocalSource, session_key: str) -> tuple[str, str, bool]:
-    """`key`, `patterns` and `narrow` for a client's directory; `session_key` names the client's side of it."""
+def slot_key(source: LocalSource, session_key: str) -> tuple[str, str]:
+    """`key` and `patterns` for a client's directory; `session_key` names the client's side of it.
+
+    What of a directory is wanted for different purposes (all of it; its .dockerignore) has different `shared_key`s,
+    or one would empty the other's slot.
+    """
     key = of("\0".join((session_key, source.name, source.shared_key)).encode())
     patterns = of(repr((source.include, source.exclude, source.follow)).encode())
-    narrow = bool(source.follow) and not source.include and len(source.follow) <= 3
-    return key, patterns, narrow
+    return key, patterns
 
 
 # --- syncing ----------------------------------------------------------------------------------------------------------

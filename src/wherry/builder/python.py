@@ -128,10 +128,8 @@ class Files(NoClient):
 
     def _copy(self, root: Path, source: LocalSource) -> Directory:
         """As it is now: what is changed during the build does not change what is built."""
-        key, patterns, narrow = slot_key(source, NODE)
-        slot = self.pool.acquire(
-            f"{key} {root.absolute()}", patterns=patterns, description=f"local {root}", narrow=narrow
-        )
+        key, patterns = slot_key(source, NODE)
+        slot = self.pool.acquire(f"{key} {root.absolute()}", patterns=patterns, description=f"local {root}")
         self.held.callback(self.pool.release, slot)
         mirror = Mirror(slot)
         try:

@@ -66,12 +66,12 @@ class SessionClient:
 
     async def _sync(self, source: LocalSource, transferred: Transferred) -> Directory:
         session = await self._session(source.session)
-        key, patterns, narrow = slot_key(source, session.shared_key or f"session {session.id}")
+        key, patterns = slot_key(source, session.shared_key or f"session {session.id}")
         taken: list[Slot] = []
 
         def take() -> None:
             described = f"local source for {source.name}"
-            taken.append(self._pool.acquire(key, patterns=patterns, description=described, narrow=narrow))
+            taken.append(self._pool.acquire(key, patterns=patterns, description=described))
 
         try:
             await settle(take)

@@ -218,12 +218,6 @@ def test_the_directory_last_filled_by_the_same_patterns_is_preferred(pool):
     assert pool.acquire("k", patterns="r").id == two.id
 
 
-def test_a_few_files_do_not_empty_the_directory_of_a_whole_context(pool):
-    whole = pool.acquire("k", patterns="all")
-    pool.release(whole)
-    assert pool.acquire("k", patterns="one", narrow=True).id != whole.id
-
-
 def test_slots_survive_a_restart_and_half_made_ones_do_not(tmp_path):
     root = tmp_path / "pool"
     first = ContextPool(root)
@@ -270,13 +264,12 @@ def test_pruning_by_age(pool):
     assert [each.id for each in pool.prune(unused_since=usage.used + 1)] == [slot.id]
 
 
-def test_the_key_tells_clients_and_names_apart_and_few_files_are_narrow():
+def test_the_key_tells_clients_names_and_purposes_apart():
     context = LocalSource(name="context")
     assert slot_key(context, "a")[0] != slot_key(context, "b")[0]
     assert slot_key(context, "a")[0] != slot_key(LocalSource(name="dockerfile"), "a")[0]
     assert slot_key(context, "a")[1] != slot_key(LocalSource(name="context", exclude=("x",)), "a")[1]
-    assert not slot_key(context, "a")[2]
-    assert slot_key(LocalSource(name="context", follow=(".dockerignore",)), "a")[2]
+    assert slot_key(context, "a")[0] != slot_key(LocalSource(name="context", shared_key=".dockerignore"), "a")[0]
 
 
 def test_extended_attributes_are_kept_up_to_date(pool):
