@@ -249,11 +249,8 @@ async def _vanished(draft: Draft) -> None:
 
 def _append(file: BinaryIO, data: bytearray) -> None:
     view = memoryview(data)
-    try:
-        while view:
-            view = view[file.write(view) or 0 :]
-    except OSError as exc:
-        raise Failed(f"cannot keep what is downloaded: {exc.strerror}") from exc
+    while view:
+        view = view[file.write(view) or 0 :]
 
 
 def _weakly(etag: str) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from wherry.aio import KeyedLock, finish, settle
+from wherry.storage.refusal import refused
 from wherry.storage.tree import measure, remove_tree
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,200}\Z")
@@ -84,24 +85,22 @@ class Shelf:
 
     @asynccontextmanager
     async def scratch(self) -> AsyncIterator[Path]:
-        """A directory on the same file system, for the time of the block."""
+        """A directory on the same file system, for the time of the block. What the disk refuses there is Failed."""
         place = self._root / f".{os.urandom(8).hex()}"
-        await settle(place.mkdir, 0o700)
         try:
+            await settle(place.mkdir, 0o700)
             yield place
+        except OSError as exc:
+            raise refused("cannot keep what was fetched", exc, self._root) from exc
         finally:
             await finish(settle(_drop, place))
 
     async def _make(self, name: str, make: Callable[[Draft], Awaitable[None]]) -> None:
-        place = self._root / f".{os.urandom(8).hex()}"
-        draft = Draft(place / "files")
-        try:
-            await settle(draft.files.mkdir, 0o755, True)
+        async with self.scratch() as place:
+            draft = Draft(place / "files")
+            await settle(draft.files.mkdir, 0o755)
             await make(draft)
             await settle(self._publish, place, name, draft)
-        except BaseException:
-            await finish(settle(_drop, place))
-            raise
 
     def _publish(self, place: Path, name: str, draft: Draft) -> None:
         size = measure(draft.files).bytes
