@@ -20,7 +20,7 @@ MAX_SIZE = 1 << 20  # bytes of a .dockerignore
 MAX_PATTERNS = 10_000
 MAX_PATTERN = 4096  # characters
 MAX_STARS = 50  # of one pattern
-MAX_INNER = 1  # "**" that are part of a name: each multiplies the time a match may take
+MAX_OPEN = 2  # "**" within a name, and classes behind a star that a slash is in: each multiplies the time of a match
 MAX_REMEMBERED = 50_000  # directories
 
 
@@ -73,12 +73,7 @@ class Patterns:
         path = _clean(path)
         if not path or not self.patterns:
             return False  # the root itself is never
-        parent = self._directory(posixpath.dirname(path))
-        taken = False
-        for pattern, above in zip(self.patterns, parent, strict=True):
-            if pattern.back == taken and (above or pattern.matcher.match(path) is not None):
-                taken = not pattern.back
-        return taken
+        return self._match(path, self._directory(posixpath.dirname(path)))[0]
 
     def skips_below(self, directory: str) -> bool:
         """Nothing below a directory that is taken out can be put back: one need not look into it."""
@@ -87,6 +82,21 @@ class Patterns:
         below = _clean(directory).split("/")
         return not any(pattern.back and _may_reach(pattern.text.split("/"), below) for pattern in self.patterns)
 
+    def _match(self, path: str, above: tuple[bool, ...]) -> tuple[bool, tuple[bool, ...]]:
+        """Whether `path` is taken out, and of each pattern whether it matched `path` or a directory above it.
+
+        A pattern that could change nothing is not asked, and counts as one that did not match, also for what is below:
+        docker's clients do so.
+        """
+        taken = False
+        matched: list[bool] = []
+        for pattern, inherited in zip(self.patterns, above, strict=True):
+            found = inherited or (pattern.back == taken and pattern.matcher.match(path) is not None)
+            matched.append(found)
+            if found:
+                taken = not pattern.back
+        return taken, tuple(matched)
+
     def _directory(self, path: str) -> tuple[bool, ...]:
         """Of each pattern, whether it matches the directory or one above it."""
         missing = []
@@ -94,10 +104,7 @@ class Patterns:
             missing.append(path)
             path = posixpath.dirname(path)
         for each in reversed(missing):
-            known = tuple(
-                above or pattern.matcher.match(each) is not None
-                for pattern, above in zip(self.patterns, known, strict=True)
-            )
+            known = self._match(each, known)[1]
             if len(self._directories) < MAX_REMEMBERED:
                 self._directories[each] = known
         return known
@@ -105,7 +112,7 @@ class Patterns:
 
 def _normal(path: str) -> str:
     """Without `.`, `..` and doubled slashes, as far as that goes."""
-    return posixpath.normpath(path[1:] if path.startswith("//") else path)
+    return posixpath.normpath("/" + path.lstrip("/") if path.startswith("/") else path)
 
 
 def _clean(path: str) -> str:
@@ -150,6 +157,8 @@ def _tokens(text: str) -> list[str]:
         if text.startswith("**", at - 1):
             at += 1
             at += text.startswith("/", at)
+            while tokens[-1:] == [_DEEP]:
+                tokens.pop()  # two in a row are one
             tokens.append(_DEEP if at < len(text) else _REST)
         elif letter == "*":
             if tokens[-1:] != [_STAR]:
@@ -185,7 +194,7 @@ def _class(text: str, at: int) -> tuple[str, int]:
             ranges.append("")
     inside = "".join(ranges)
     if negated:
-        return f"[^/{inside}]", at + 1
+        return (f"[^{inside}]" if inside else "."), at + 1
     return (f"[{inside}]" if inside else "(?!)"), at + 1
 
 
@@ -213,17 +222,18 @@ def _regex(tokens: list[str], text: str) -> str:
     if tokens[:1] == [_DEEP] and not text.startswith("**/") and not any(map(_is_special, tokens[1:])):
         return "(?s:.*)" + "".join(tokens[1:]) + r"\Z"  # "**foo": any path that ends in it
     parts: list[list[str]] = [[]]
-    inner = 0
+    crossing = 0
     for at, token in enumerate(tokens):
         if token == _DEEP and (at == 0 or tokens[at - 1] == "/"):
             parts.append([])
         elif token == _DEEP:
-            inner += 1
+            crossing += 1
             parts[-1].append("(?:.*/)?")
         else:
+            crossing += _STAR in tokens[:at] and _crosses(token)
             parts[-1].append(".*" if token == _REST else token)
-    if inner > MAX_INNER:
-        raise DockerfileError(f"pattern {quoted(text)} has too many **")
+    if crossing > MAX_OPEN:
+        raise DockerfileError(f"pattern {quoted(text)} has too many ** or [^] within names")
     first, *others = [_names(part) for part in parts]
     if not others:
         return first + r"\Z"
@@ -233,6 +243,11 @@ def _regex(tokens: list[str], text: str) -> str:
 
 def _is_special(token: str) -> bool:
     return token in (_STAR, _DEEP, _REST) or token.startswith("[") or token == "(?!)"
+
+
+def _crosses(token: str) -> bool:
+    """A class that a slash is in, as it is in most negated ones."""
+    return token == "." or (token.startswith("[") and token != "[^/]" and re.match(token, "/") is not None)
 
 
 def _names(tokens: list[str]) -> str:
@@ -246,7 +261,7 @@ def _names(tokens: list[str]) -> str:
             run = []
         elif run is None:
             pieces.append(token)
-        elif token == "/" or token.startswith((".*", "(?:")):
+        elif token == "/" or token.startswith((".*", "(?:")) or _crosses(token):
             pieces += ("[^/]*", *run, token)
             run = None
         else:

@@ -313,11 +313,11 @@ def _run(node: Node, escape: str) -> Run:
         near = hint(security, ("sandbox", "insecure"))
         raise DockerfileError(f"security {quoted(security)} is not valid{near}", near=security)
     words, shell = _command(node.rest)
-    if not words:
+    if not words and not shell:
         raise DockerfileError("RUN requires at least one argument")
     return Run(
         node=node,
-        words=words,
+        words=words or ("",),  # nothing is a line, too: the shell makes nothing of it
         shell=shell,
         mount_texts=flags.texts("mount"),
         network=network,

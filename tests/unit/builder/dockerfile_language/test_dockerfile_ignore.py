@@ -7,7 +7,7 @@ from wherry.builder.dockerfile.ignore import MAX_PATTERNS, MAX_SIZE, Patterns, r
 
 
 def test_a_file_is_read_into_clean_patterns():
-    data = b"\xef\xbb\xbf# comment\n  /foo/ \r\n! /bar//x \n\n../y\n #no comment\n./a/../b\n/\n.\n//z\ncaf\xe9\n"
+    data = b"\xef\xbb\xbf# comment\n  /foo/ \r\n! /bar//x \n\n../y\n #no comment\n./a/../b\n/\n.\n///z\ncaf\xe9\n"
     assert read_ignore(data) == (
         "foo", "!bar/x", "../y", "#no comment", "b", "/", ".", "z", "caf\udce9",
     )  # fmt: skip
@@ -42,7 +42,11 @@ def test_a_file_that_is_too_big_is_refused():
         ("**/a/**/b/**/c", "a/b/c x/a/a/y/b/c/b/z/c", "a/c/b"),
         ("a?c", "abc", "ac abbc a/c"),
         ("a[b-d]e", "ace", "ae aae afe"),
-        ("a[^b-d]e", "aze", "ace a/e"),
+        ("a[^b-d]e", "aze a/e", "ace"),
+        ("ab[^a]b*", "ab/b abxbc", "abab"),
+        ("*[^a]b*", "a/b xxb", "ab"),
+        ("***.md", "a.md x/y/a.md", "a.mdx"),
+        ("[^a]**/**b", "x/y/b xb", "ab"),
         ("[-x]", "", ""),
         ("[\\]a]b", "]b ab", "bb"),
         (".*", ".foo", "foo"),
@@ -80,7 +84,9 @@ def test_a_pattern_takes(pattern, taken, kept):
         (["*", "!src", "src/*.o", "!src/keep.o"], "src/keep.o", False),
         (["**", "!util/web"], "util/web/foo", False),
         (["*", "!*/x"], "a/x", False),
-        (["a", "!a/b", "a"], "a/b", True),
+        (["a", "!a/b", "a"], "a/b", False),  # so docker's clients do: the third is not asked of a
+        (["**/b", "!*"], "a/b", True),
+        (["**/b", "!*"], "b", False),
         (["!a"], "a", False),
         ([], "a", False),
         (["*"], ".", False),

@@ -7,4 +7,5 @@ RUN ["not", 'json']
 RUN --network=none --security=insecure true
 RUN --device=vendor.com/class=gpu --device=name=x,required=true --device=/dev/null,required true
 RUN -- --not-a-flag
+RUN
 RUN --mount=type=tmpfs,target="/a b" --network='host' x
