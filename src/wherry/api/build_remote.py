@@ -60,7 +60,9 @@ class RemoteClient(NoClient):
         try:
             async with self._link.ask(question) as talk:
                 await _mirror(talk, mirror, transferred)
-            return Directory(path=slot.path, identity="", checksums=await settle(mirror.finish))
+            return Directory(
+                path=slot.path, checksums=await settle(mirror.finish), identity=slot.content, newest=mirror.newest
+            )
         finally:
             await settle(mirror.close)
 

@@ -72,6 +72,7 @@ class Slot:
     root: Path
     header: _Header
     known: dict[str, Known] = field(default_factory=dict)
+    content: str = ""  # a name for exactly what is in it, times aside; "" = not known
 
     @property
     def path(self) -> Path:
@@ -86,6 +87,7 @@ class ContextPool:
         self._lock = threading.Lock()
         self._slots: dict[str, _Header] = {}
         self._held: set[str] = set()
+        self._contents: dict[str, str] = {}  # of slots, as long as this process lives
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         for entry in list(os.scandir(root)):
             try:
@@ -111,7 +113,8 @@ class ContextPool:
                 header = _Header(key=key, patterns=patterns, description=description, created=time.time_ns())
             self._slots[slot_id] = header
             self._held.add(slot_id)
-        slot = Slot(slot_id, self._root / slot_id, header)
+            content = self._contents.pop(slot_id, "")
+        slot = Slot(slot_id, self._root / slot_id, header, content=content)
         try:
             slot.path.mkdir(mode=0o755, parents=True, exist_ok=True)
             slot.known = _read_known(slot.root / "known")
@@ -129,6 +132,7 @@ class ContextPool:
             size = sum(size for size, *_ in slot.known.values())
             header = msgspec.structs.replace(slot.header, used=time.time_ns(), uses=slot.header.uses + 1, size=size)
             self._slots[slot.id] = header
+            self._contents[slot.id] = slot.content
         try:
             _replace(slot.root / "known", msgspec.json.encode(_textual(slot.known)))
             self._write_header(slot.id, header)
@@ -238,6 +242,9 @@ def slot_key(source: LocalSource, session_key: str) -> tuple[str, str]:
 # --- syncing ----------------------------------------------------------------------------------------------------------
 
 
+_PLAIN = "plain"  # beginning of the names of contents without extended attributes
+
+
 @dataclass(slots=True)
 class _File:
     """A regular file whose content is on its way."""
@@ -262,6 +269,10 @@ class Mirror:
     def __init__(self, slot: Slot) -> None:
         self._slot = slot
         self._root = os.fspath(slot.path)
+        self._before, slot.content = slot.content, ""  # until it is finished
+        self._was_plain = self._before.startswith(_PLAIN)
+        self._plain = True  # no file has extended attributes
+        self._altered = False  # attributes of what is there
         self._present: dict[str, os.stat_result] = {}
         _scan(self._root, "", self._present)
         self._directories: dict[str, int] = {"": 0}  # listed ones: modification time
@@ -296,6 +307,7 @@ class Mirror:
         self._listed.add(path)
         have = self._present.get(path)
         kept = {name: value for name, value in (xattrs or {}).items() if name.startswith(XATTRS)} if xattrs else {}
+        self._plain = self._plain and not kept
         if kind != stat.S_IFDIR:
             self.newest = max(self.newest, mtime)
         if kind == stat.S_IFREG and not link:
@@ -362,6 +374,10 @@ class Mirror:
             if path in self._touched or have is None or have.st_mtime_ns != mtime:
                 os.utime(f"{self._root}/{path}", ns=(mtime, mtime))
         self._slot.known = self._known
+        if self._before and not self._touched and not self._altered:
+            self._slot.content = self._before
+        else:
+            self._slot.content = f"{_PLAIN if self._plain else 'full'}-{generate()}"
         return {path: known[4] for path, known in self._known.items()}
 
     def close(self) -> None:
@@ -385,14 +401,16 @@ class Mirror:
     ) -> bool:
         if have is not None and self._is_same_file(path, have, size, mtime):
             full = f"{self._root}/{path}"
+            known = self._slot.known.get(path)
+            same = known is not None and known[:4] == (have.st_size, have.st_mtime_ns, have.st_ctime_ns, have.st_ino)
             changed = have.st_mode != mode
             if changed:
                 os.chmod(full, stat.S_IMODE(mode))
-            if _xattrs(full) != xattrs:
+            if not (same and self._was_plain and not xattrs) and _xattrs(full) != xattrs:
                 _set_xattrs(full, xattrs)
                 changed = True
-            known = self._slot.known.get(path)
-            if known is not None and known[:4] == (have.st_size, have.st_mtime_ns, have.st_ctime_ns, have.st_ino):
+            self._altered = self._altered or changed
+            if known is not None and same:
                 self._know(path, os.lstat(full) if changed else have, known[4])
             return False
         self._clear(path, parent, have)
@@ -420,6 +438,7 @@ class Mirror:
             self._touched.add(path)
         elif have.st_mode != mode:
             os.chmod(full, stat.S_IMODE(mode))
+            self._altered = True
         self._directories[path] = mtime
 
     def _add_hardlink(self, path: str, parent: str, have: os.stat_result | None, link: str) -> None:

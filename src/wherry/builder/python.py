@@ -137,7 +137,7 @@ class Files(NoClient):
             checksums = mirror.finish()
         finally:
             mirror.close()
-        return Directory(path=slot.path, identity="", checksums=checksums, newest=mirror.newest)
+        return Directory(path=slot.path, identity=slot.content, checksums=checksums, newest=mirror.newest)
 
     async def secret(self, secret_id: str) -> bytes | None:
         return self.secrets.get(secret_id)

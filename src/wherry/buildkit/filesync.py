@@ -41,7 +41,7 @@ async def receive(session: Session, source: LocalSource, slot: Slot, transferred
         raise Failed(f"{what}: {exc.strerror}: {exc.filename or slot.path}") from exc
     finally:
         await settle(mirror.close)
-    return Directory(path=slot.path, identity="", checksums=checksums, newest=mirror.newest)
+    return Directory(path=slot.path, identity=slot.content, checksums=checksums, newest=mirror.newest)
 
 
 async def _exchange(

@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import os
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
@@ -58,6 +59,8 @@ T = TypeVar("T")
 Told = LogEvent | StatusEvent
 Results = Mapping[int, Result]
 
+RECENT = 100  # selections of files from clients' directories whose checksums are remembered
+
 
 class Sources(Protocol):
     """Where trees come from, for one job. What they give stays until the job ends."""
@@ -82,6 +85,9 @@ class Shared:
     cache: Cache
     flights: Flights[dict[int, Tree], Told] = field(default_factory=Flights)
     checksums: ChecksumIndex = field(default_factory=ChecksumIndex)
+    recent: OrderedDict[str, tuple[str, Mapping[str, str]]] = field(
+        default_factory=OrderedDict
+    )  # of directories' files
     steps: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(4))
 
 
@@ -382,23 +388,32 @@ class Solve:
         return _Made(step_key(vertex, identities), ingredients(vertex, parents, files, mounts))
 
     async def _checksum(self, output: Output | None, result: Result, action: Copy) -> tuple[str, Mapping[str, str]]:
-        cache = self._shared.cache
-        key = ""
-        if isinstance(result, Tree) or result.identity:
-            key = selection_key(_identity(result), action)
-            if (known := cache.checksum(key)) is not None:
-                self.checksums[key] = result.identity, known.checksum
-                return known.checksum, known.files
-            if (said := self.imported.checksums.get(key)) is not None:
-                return said, {}
-        if isinstance(result, Tree):
-            result = await self._result(output, files=True)
-            key = selection_key(_identity(result), action)
+        if isinstance(result, Directory):
+            return await self._checksum_of_directory(result, action)
+        cache, key = self._shared.cache, selection_key(result.identity, action)
+        if (known := cache.checksum(key)) is not None:
+            self.checksums[key] = result.identity, known.checksum
+            return known.checksum, known.files
+        if (said := self.imported.checksums.get(key)) is not None:
+            return said, {}
+        result = await self._result(output, files=True)
+        key = selection_key(result.identity, action)
         checksum, files = await settle(self._compute, result, action)
-        if key:
-            cache.remember(key, result.identity, checksum, files)
-            self.checksums[key] = result.identity, checksum
+        cache.remember(key, result.identity, checksum, files)
+        self.checksums[key] = result.identity, checksum
         return checksum, files
+
+    async def _checksum_of_directory(self, directory: Directory, action: Copy) -> tuple[str, Mapping[str, str]]:
+        """What a client sent changes often: only the last ones are remembered, and not on disk."""
+        recent, key = self._shared.recent, selection_key(directory.identity, action)
+        if not directory.identity:
+            return await settle(self._compute, directory, action)
+        if key not in recent:
+            recent[key] = await settle(self._compute, directory, action)
+            while len(recent) > RECENT:
+                recent.popitem(last=False)
+        recent.move_to_end(key)
+        return recent[key]
 
     def _compute(self, result: Result, action: Copy) -> tuple[str, Mapping[str, str]]:
         with detached(view(self._deps, result)) as root:
