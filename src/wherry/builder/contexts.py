@@ -10,6 +10,7 @@ what is there already, by size and modification time, is not sent again. Blockin
 """
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -27,6 +28,8 @@ from wherry.builder.graph import LocalSource
 from wherry.digest import of
 from wherry.errors import Failed, InvalidParameter
 from wherry.ids import generate
+
+log = logging.getLogger(__name__)
 
 MAX_ENTRIES = 2_000_000  # of one context
 MAX_PATH = 4096  # bytes
@@ -73,6 +76,7 @@ class Slot:
     header: _Header
     known: dict[str, Known] = field(default_factory=dict)
     content: str = ""  # a name for exactly what is in it, times aside; "" = not known
+    failed: bool = False  # the disk refused something: nothing is kept, so that the disk does not stay full of it
 
     @property
     def path(self) -> Path:
@@ -97,7 +101,7 @@ class ContextPool:
 
     def acquire(self, key: str, *, patterns: str = "", description: str = "") -> Slot:
         """A directory for `key`, held until `release`: the one last filled by the same patterns, else another of the
-        same key, else a new one.
+        same key, else a new one. Raises Failed when the disk has no room for it.
         """
         with self._lock:
             free = [
@@ -119,13 +123,16 @@ class ContextPool:
             slot.path.mkdir(mode=0o755, parents=True, exist_ok=True)
             slot.known = _read_known(slot.root / "known")
             self._write_header(slot_id, header)
-        except BaseException:
+        except OSError as exc:
             self.discard(slot)
-            raise
+            raise Failed(f"cannot make a directory for the files of a build: {_words(exc)}") from exc
         return slot
 
     def release(self, slot: Slot) -> None:
-        """The build is over: the files may serve another one."""
+        """The build is over: the files may serve another one. Idempotent."""
+        if slot.failed:
+            self.discard(slot)
+            return
         with self._lock:
             if slot.id not in self._held:
                 return
@@ -136,14 +143,20 @@ class ContextPool:
         try:
             _replace(slot.root / "known", msgspec.json.encode(_textual(slot.known)))
             self._write_header(slot.id, header)
-        finally:
-            with self._lock:
-                self._held.discard(slot.id)
+        except OSError as exc:
+            log.warning("the files of a build in %s are not kept: %s", slot.root, _words(exc))
+            self.discard(slot)
+            return
+        with self._lock:
+            self._held.discard(slot.id)
 
     def discard(self, slot: Slot) -> None:
-        """The files are worth nothing: a sync failed half-way in a way that cannot be taken up again."""
+        """The files are of no use to another build. Idempotent."""
         with self._lock:
+            if slot.id not in self._held:
+                return
             self._slots.pop(slot.id, None)
+            self._contents.pop(slot.id, None)
         _remove_tree(slot.root)
         with self._lock:
             self._held.discard(slot.id)
@@ -211,6 +224,12 @@ def _textual(known: Mapping[str, Known]) -> dict[str, Known]:
     return {path: each for path, each in known.items() if path.isascii() or not _SURROGATE.search(path)}
 
 
+def _words(exc: OSError) -> str:
+    """As Docker has them: `/a/b: no space left on device`."""
+    reason = (exc.strerror or str(exc)).lower()
+    return f"{exc.filename}: {reason}" if exc.filename else reason
+
+
 def _replace(path: Path, data: bytes) -> None:
     fresh = path.with_suffix(".new")
     fresh.write_bytes(data)
@@ -258,23 +277,40 @@ class _File:
     written: int = 0
 
 
+class _Disk:
+    """What the disk refuses within the block is told in words, and the slot is given up."""
+
+    def __init__(self, slot: Slot) -> None:
+        self._slot = slot
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
+        if isinstance(error, OSError):
+            self._slot.failed = True
+            raise Failed(f"cannot keep the files of the build: {_words(error)}") from error
+
+
 class Mirror:
     """Makes the files of a slot equal to what a client lists: parents before children, each path once.
 
     `add` says whether the content is wanted; then `write` in any number of pieces, and `close_file`. `finish` after the
-    last removes what was not listed. Raises InvalidParameter for a listing that is not well-formed; whatever is raised,
-    the files can be synced again afterwards.
+    last removes what was not listed. Raises InvalidParameter for a listing that is not well-formed, after which the
+    files can be synced again, and Failed for what the disk refuses.
     """
 
     def __init__(self, slot: Slot) -> None:
         self._slot = slot
+        self._disk = _Disk(slot)
         self._root = os.fspath(slot.path)
         self._before, slot.content = slot.content, ""  # until it is finished
         self._was_plain = self._before.startswith(_PLAIN)
         self._plain = True  # no file has extended attributes
         self._altered = False  # attributes of what is there
         self._present: dict[str, os.stat_result] = {}
-        _scan(self._root, "", self._present)
+        with self._disk:
+            _scan(self._root, "", self._present)
         self._directories: dict[str, int] = {"": 0}  # listed ones: modification time
         self._touched: set[str] = set()  # directories whose modification time was lost
         self._listed: set[str] = set()
@@ -310,14 +346,15 @@ class Mirror:
         self._plain = self._plain and not kept
         if kind != stat.S_IFDIR:
             self.newest = max(self.newest, mtime)
-        if kind == stat.S_IFREG and not link:
-            return self._add_file(path, parent, have, mode, size, mtime, kept)
-        if kind == stat.S_IFDIR:
-            self._add_directory(path, parent, have, mode, mtime)
-        elif kind == stat.S_IFREG:
-            self._add_hardlink(path, parent, have, link)
-        else:
-            self._add_special(path, parent, have, mode, mtime, link, device)
+        with self._disk:
+            if kind == stat.S_IFREG and not link:
+                return self._add_file(path, parent, have, mode, size, mtime, kept)
+            if kind == stat.S_IFDIR:
+                self._add_directory(path, parent, have, mode, mtime)
+            elif kind == stat.S_IFREG:
+                self._add_hardlink(path, parent, have, link)
+            else:
+                self._add_special(path, parent, have, mode, mtime, link, device)
         return False
 
     def write(self, path: str, data: bytes) -> None:
@@ -325,6 +362,13 @@ class Mirror:
         file = self._open.get(path)
         if file is None:
             raise InvalidParameter(f"content was sent for {path!r}, which was not asked for")
+        with self._disk:
+            self._append(path, data)
+        file.hash.update(data)
+        file.written += len(data)
+        self.received += len(data)
+
+    def _append(self, path: str, data: bytes) -> None:
         fd = self._fds.pop(path, -1)
         if fd < 0:
             if len(self._fds) >= OPEN_FILES:
@@ -334,9 +378,6 @@ class Mirror:
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
-        file.hash.update(data)
-        file.written += len(data)
-        self.received += len(data)
 
     def close_file(self, path: str) -> None:
         """The content of a wanted file is complete."""
@@ -347,10 +388,11 @@ class Mirror:
         if fd >= 0:
             os.close(fd)
         full = f"{self._root}/{path}"
-        _set_xattrs(full, file.xattrs)
-        os.chmod(full, file.mode)
-        os.utime(full, ns=(file.mtime, file.mtime))
-        self._know(path, os.lstat(full), file.hash.hexdigest())
+        with self._disk:
+            _set_xattrs(full, file.xattrs)
+            os.chmod(full, file.mode)
+            os.utime(full, ns=(file.mtime, file.mtime))
+            self._know(path, os.lstat(full), file.hash.hexdigest())
 
     @property
     def unfinished(self) -> int:
@@ -361,6 +403,17 @@ class Mirror:
         """After the last file: remove what was not listed. Returns the files' checksums (sha256 hex) by path."""
         if self._open:
             raise InvalidParameter(f"the content of {next(iter(self._open))!r} did not come")
+        with self._disk:
+            self._remove_unlisted()
+            self._set_times()
+        self._slot.known = self._known
+        if self._before and not self._touched and not self._altered:
+            self._slot.content = self._before
+        else:
+            self._slot.content = f"{_PLAIN if self._plain else 'full'}-{generate()}"
+        return {path: known[4] for path, known in self._known.items()}
+
+    def _remove_unlisted(self) -> None:
         for path in sorted(self._present.keys() - self._listed, reverse=True):
             full = f"{self._root}/{path}"
             if stat.S_ISDIR(self._present[path].st_mode):
@@ -368,17 +421,13 @@ class Mirror:
             else:
                 os.unlink(full)
             self._touched.add(path.rpartition("/")[0])
+
+    def _set_times(self) -> None:
         for path in sorted(self._directories.keys() - {""}, reverse=True):
             mtime = self._directories[path]
             have = self._present.get(path)
             if path in self._touched or have is None or have.st_mtime_ns != mtime:
                 os.utime(f"{self._root}/{path}", ns=(mtime, mtime))
-        self._slot.known = self._known
-        if self._before and not self._touched and not self._altered:
-            self._slot.content = self._before
-        else:
-            self._slot.content = f"{_PLAIN if self._plain else 'full'}-{generate()}"
-        return {path: known[4] for path, known in self._known.items()}
 
     def close(self) -> None:
         """Whether finished or not: no file stays open. What was learned is kept for the next sync."""

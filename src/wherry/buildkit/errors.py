@@ -63,6 +63,9 @@ def grpc_error(exc: BaseException, what: str, *, code: Status | None = None) -> 
         case TimeoutError():
             return GRPCError(Status.DEADLINE_EXCEEDED, "context deadline exceeded")
     log.error("%s failed", what, exc_info=exc)
+    if isinstance(exc, OSError) and exc.strerror:
+        place = f"{exc.filename}: " if exc.filename else ""
+        return GRPCError(code or Status.UNKNOWN, f"{what}: {place}{exc.strerror.lower()}")
     return GRPCError(code or Status.INTERNAL, f"{what}: internal error: {exc}")
 
 

@@ -37,8 +37,6 @@ async def receive(session: Session, source: LocalSource, slot: Slot, transferred
         headers = request_headers(source)
         async with session.talk(DIFF_COPY, pb.Packet, pb.Packet, what=what, headers=headers) as stream:
             checksums = await _exchange(stream, Receiver(mirror), transferred)
-    except OSError as exc:
-        raise Failed(f"{what}: {exc.strerror}: {exc.filename or slot.path}") from exc
     finally:
         await settle(mirror.close)
     return Directory(path=slot.path, identity=slot.content, checksums=checksums, newest=mirror.newest)
@@ -115,7 +113,7 @@ class Receiver:
         return self._listed and not self._paths
 
     def feed(self, packets: Sequence[bytes]) -> list[int]:
-        """The numbers of the files whose content is wanted. Raises WherryErrors, OSError."""
+        """The numbers of the files whose content is wanted. Raises WherryErrors."""
         wanted: list[int] = []
         packet = _Packet()
         for raw in packets:

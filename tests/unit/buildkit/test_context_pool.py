@@ -5,7 +5,7 @@ import pytest
 
 from wherry.builder.contexts import ContextPool, Mirror, Slot, slot_key
 from wherry.builder.graph import LocalSource
-from wherry.errors import InvalidParameter
+from wherry.errors import Failed, InvalidParameter
 
 FILE = stat.S_IFREG | 0o644
 DIR = stat.S_IFDIR | 0o755
@@ -282,3 +282,49 @@ def test_extended_attributes_are_kept_up_to_date(pool):
         mirror.finish()
         path = slot.path / "x"
         assert {name: os.getxattr(path, name) for name in os.listxattr(path)} == wanted
+
+
+def test_what_the_disk_refuses_is_told_in_words_and_is_not_kept(pool):
+    slot = pool.acquire("k")
+    mirror = Mirror(slot)
+    mirror.add("x", mode=FILE, size=5, mtime=T)
+    (slot.path / "x").unlink()  # stands for a disk that is full: the file cannot be written to
+    with pytest.raises(Failed, match=r"cannot keep the files of the build: .*/x: no such file or directory"):
+        mirror.write("x", b"12345")
+    mirror.close()
+    pool.release(slot)
+    pool.release(slot)
+    assert not slot.root.exists()
+    assert pool.usage() == []
+    assert pool.acquire("k").id != slot.id
+
+
+def test_a_pool_that_cannot_be_written_to_says_so(tmp_path):
+    pool = ContextPool(tmp_path / "pool")
+    (tmp_path / "pool").rmdir()
+    (tmp_path / "pool").write_text("in the way")
+    with pytest.raises(Failed, match="cannot make a directory"):
+        pool.acquire("k")
+    assert pool.usage() == []
+
+
+def test_files_whose_index_cannot_be_written_are_not_kept(pool):
+    slot = pool.acquire("k")
+    sync(slot, TREE)
+    (slot.root / "known.new").mkdir()
+    pool.release(slot)
+    assert not slot.root.exists()
+
+
+def test_a_content_has_a_name_as_long_as_nothing_changes(pool):
+    slot = pool.acquire("k")
+    sync(slot, TREE)
+    first = slot.content
+    sync(slot, TREE)
+    assert slot.content == first != ""
+    for changed in ({**TREE, "z": b"1"}, {**TREE, "app/link": "b"}, {**TREE, "new": None}, {"Dockerfile": b""}):
+        sync(slot, changed)
+        assert slot.content not in ("", first)
+        first = slot.content
+    Mirror(slot).close()  # not finished: nobody knows what is there
+    assert slot.content == ""
