@@ -30,7 +30,7 @@ EPOCH = f"--build-arg=SOURCE_DATE_EPOCH={cases.MTIME}"  # the context's newest f
 CLASSIC_OPTIONS = ("--build-arg", "--target", "--label", "--add-host", "--network", "--shm-size", "--ulimit")
 WHOLE_CONTEXT = re.compile(r"^COPY (--\S+ )*\. |--mount=\S*target=/src", re.MULTILINE)
 CLASSIC_HAS_WORDS = re.compile('^process |": not found$')  # the classic builder's own, of 20.10
-CLASSIC_WORDS = re.compile("The command '|OCI runtime create failed|COPY failed: file not found in build context")
+CLASSIC_WORDS = re.compile("The command '|OCI runtime create failed|file not found in build context|: not found")
 CASES = cases.all_cases()
 
 

@@ -84,8 +84,8 @@ async def run(
 ) -> dict[int, Written]:
     """Run `op` on its inputs, which are on disk; the written trees by output number.
 
-    Raises ProgramFailed, NotStarted, and other WherryErrors when what it needs cannot be prepared; then nothing is left.
-    `on_error` is awaited before what the failed step wrote goes.
+    Raises ProgramFailed, NotStarted, and other WherryErrors when what it needs cannot be prepared; then nothing is
+    left. `on_error` is awaited before what the failed step wrote goes.
     """
     step = _Step(deps, op, inputs, client)
     async with AsyncExitStack() as undo:
