@@ -24,8 +24,10 @@ from wherry.builder.log import BuildLog, Event
 from wherry.builder.options import CacheTransfer, Export, NamedContext, Options
 from wherry.builder.records.record import Record
 from wherry.builder.trees import Directory
+from wherry.distribution.config import HUB
 from wherry.errors import InvalidParameter, NotFound
 from wherry.kernel.files import closing
+from wherry.reference import DEFAULT_DOMAIN
 from wherry.spec.distribution import ANONYMOUS, Auth
 from wherry.storage.native import copy_tree
 
@@ -62,9 +64,9 @@ async def build(
 ) -> Finished:
     """Build the directory `context`; as image `name`, or as `exports` say.
 
-    `dockerfile` is a directory other than the context that has the Dockerfile; `contexts` are named ones;
-    `destinations` go by the export's number: a directory for local, a file for tar and archives. `told` hears every
-    event.
+    `dockerfile` is a directory other than the context that has the Dockerfile; `contexts` are named ones, `credentials`
+    go by domain, `destinations` by the export's number: a directory for local, a file for tar and archives. `told`
+    hears every event.
 
     Raises DockerfileError, ProgramFailed, and other WherryErrors; the record of the build says the same.
     """
@@ -143,7 +145,7 @@ class Files(NoClient):
         return self.secrets.get(secret_id)
 
     async def credentials(self, host: str) -> Auth:
-        return self.logins.get(host, ANONYMOUS)
+        return self.logins.get(DEFAULT_DOMAIN if host == HUB else host, ANONYMOUS)
 
     async def send_stream(self, exporter: int, metadata: Mapping[str, str], data: AsyncIterator[bytes]) -> None:
         path = self._destination(exporter)

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class Filters:
         self._known: dict[str, str | None] = {}  # base64 by digest
         self._capable: dict[str, bool] = {}  # by path of the runtime
         self._library: ctypes.CDLL | None = None
+        self._making = threading.Lock()  # several containers are created at the same time
 
     def apply(self, spec: Document, runtime: RuntimeSpec) -> Document:
         """`spec` with its seccomp rules replaced by a compiled filter, where that can be done."""
@@ -75,9 +77,10 @@ class Filters:
     def _find(self, rules: Document) -> str | None:
         text = json.dumps(rules, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        if digest not in self._known:
-            self._known[digest] = self._load(digest, rules)
-        return self._known[digest]
+        with self._making:
+            if digest not in self._known:
+                self._known[digest] = self._load(digest, rules)
+            return self._known[digest]
 
     def _load(self, digest: str, rules: Document) -> str | None:
         path = self._root / f"{digest}.bpf"

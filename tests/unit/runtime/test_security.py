@@ -1,6 +1,7 @@
 """Capabilities and seccomp: Docker's rules and Docker's policy."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -150,6 +151,16 @@ def test_a_filter_replaces_the_rules_for_a_crun_that_takes_it(tmp_path):
     assert len(compiled.read_bytes()) > 1000
     compiled.write_bytes(b"12345678")  # from the disk the next time
     assert Filters(tmp_path).apply(spec(), crun)["annotations"][ANNOTATION] == "MTIzNDU2Nzg="
+
+
+def test_containers_created_at_the_same_time_get_the_same_filter(tmp_path):
+    crun = program(tmp_path / "crun", "crun version 1.9")
+    for round_ in range(5):
+        filters = Filters(tmp_path / str(round_))
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(lambda _, filters=filters: filters.apply(spec(), crun), range(8)))
+        assert all(each == found[0] for each in found)
+        assert ANNOTATION in found[0]["annotations"]
 
 
 @pytest.mark.parametrize(
