@@ -1,22 +1,20 @@
-"""Control: what a client asks of the daemon itself: builds and their progress, the cache, the history.
+"""Control: what a client asks of the daemon itself: builds and their progress, the cache.
 
 `Solve` is the whole of a build: it is there while the client goes on by LLBBridge, exports what that returns, and when
 it is left (the client's Ctrl-C resets it) the build ends.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Mapping
 
 from grpclib.const import Status
 from grpclib.server import Stream
 
 from wherry.builder.build import PruneOptions, Usage
 from wherry.builder.options import CacheTransfer, Export
-from wherry.builder.records.record import Record
-from wherry.builder.records.record import Status as BuildStatus
-from wherry.builder.records.store import Kind
 from wherry.buildkit import bk_pb2 as pb
 from wherry.buildkit.builds import Asked, Build, Builds, check_frontend
 from wherry.buildkit.channel import Tunnel
+from wherry.buildkit.history import filters_of
 from wherry.buildkit.progress import moment, responses
 from wherry.buildkit.server import Metadata, Methods, streaming, talking, unary
 from wherry.buildkit.session import Sessions
@@ -24,8 +22,6 @@ from wherry.buildkit.workers import version, worker
 
 CONTROL = "/moby.buildkit.v1.Control/"
 SESSION_HEADER = "x-docker-expose-session-"
-_STARTED, _COMPLETE, _DELETED = 0, 1, 2  # types of history events
-_EVENTS = {Kind.STARTED: _STARTED, Kind.CHANGED: _COMPLETE, Kind.ENDED: _COMPLETE, Kind.REMOVED: _DELETED}
 
 
 class Control:
@@ -43,10 +39,6 @@ class Control:
             CONTROL + "Info": unary(pb.InfoRequest, pb.InfoResponse, self.info),
             CONTROL + "DiskUsage": unary(pb.DiskUsageRequest, pb.DiskUsageResponse, self.disk_usage),
             CONTROL + "Prune": streaming(pb.PruneRequest, pb.UsageRecord, self.prune),
-            CONTROL + "ListenBuildHistory": streaming(pb.BuildHistoryRequest, pb.BuildHistoryEvent, self.history),
-            CONTROL + "UpdateBuildHistory": unary(
-                pb.UpdateBuildHistoryRequest, pb.UpdateBuildHistoryResponse, self.update_history
-            ),
             "/grpc.health.v1.Health/Check": unary(pb.HealthCheckRequest, pb.HealthCheckResponse, self.health),
             "/opentelemetry.proto.collector.trace.v1.TraceService/Export": unary(
                 pb.PingRequest, pb.PingRequest, self.drop_traces
@@ -105,13 +97,13 @@ class Control:
     # --- the cache ----------------------------------------------------------------------------------------------------
 
     async def disk_usage(self, request: pb.DiskUsageRequest, metadata: Metadata) -> pb.DiskUsageResponse:
-        found = await self._builder.usage(_filters(request.filter))
+        found = await self._builder.usage(filters_of(request.filter))
         return pb.DiskUsageResponse(record=[_usage(each) for each in found])
 
     async def prune(self, request: pb.PruneRequest, metadata: Metadata) -> AsyncIterator[pb.UsageRecord]:
         options = PruneOptions(
             all=request.all,
-            filters=_filters(request.filter),
+            filters=filters_of(request.filter),
             keep_duration=request.keep_duration,
             reserved=request.reserved_space,
             max_used=request.max_used_space,
@@ -119,32 +111,6 @@ class Control:
         )
         for each in await self._builder.prune(options):
             yield _usage(each)
-
-    # --- history ------------------------------------------------------------------------------------------------------
-
-    async def history(self, request: pb.BuildHistoryRequest, metadata: Metadata) -> AsyncIterator[pb.BuildHistoryEvent]:
-        records, filters = self._builder.records, _filters(request.filter)
-        with records.watch() as changes:
-            found = records.history(filters, request.limit, ref=request.ref, active_only=request.active_only)
-            for each in reversed(found):
-                running = each.status is BuildStatus.RUNNING
-                yield pb.BuildHistoryEvent(type=_STARTED if running else _COMPLETE, record=_record(each))
-            if request.early_exit:
-                return
-            async for kind, record in changes:
-                if not request.ref or record.ref == request.ref:
-                    yield pb.BuildHistoryEvent(type=_EVENTS[kind], record=_record(record))
-
-    async def update_history(
-        self, request: pb.UpdateBuildHistoryRequest, metadata: Metadata
-    ) -> pb.UpdateBuildHistoryResponse:
-        if request.finalize:  # records are complete as soon as a build is over
-            self._builder.records.get(request.ref)
-        elif request.delete:
-            await self._builder.records.remove(request.ref)
-        else:
-            await self._builder.records.pin(request.ref, pinned=request.pinned)
-        return pb.UpdateBuildHistoryResponse()
 
 
 def _asked(request: pb.SolveRequest) -> Asked:
@@ -164,10 +130,6 @@ def _asked(request: pb.SolveRequest) -> Asked:
     )
 
 
-def _filters(given: Iterable[str]) -> list[str]:
-    return [each for each in given if each]  # buildx sends an empty one for none
-
-
 def _usage(usage: Usage) -> pb.UsageRecord:
     return pb.UsageRecord(
         id=usage.id,
@@ -182,24 +144,3 @@ def _usage(usage: Usage) -> pb.UsageRecord:
         shared=usage.shared,
         parents=usage.parents,
     )
-
-
-def _record(record: Record) -> pb.BuildHistoryRecord:
-    found = pb.BuildHistoryRecord(
-        ref=record.ref,
-        frontend=record.frontend,
-        frontend_attrs=dict(record.attributes),
-        exporters=[pb.KVEntry(type=each.type, attrs=dict(each.attributes)) for each in record.exporters],
-        created_at=moment(record.created),
-        completed_at=moment(record.completed),
-        exporter_response=dict(record.response),
-        generation=record.generation,
-        pinned=record.pinned,
-        num_cached_steps=record.cached_steps,
-        num_total_steps=record.total_steps,
-        num_completed_steps=record.completed_steps,
-        num_warnings=len(record.warnings),
-    )
-    if record.error is not None:
-        found.error.CopyFrom(pb.RpcStatus(code=record.error.code or 2, message=record.error.message))
-    return found

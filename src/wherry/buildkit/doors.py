@@ -14,6 +14,7 @@ from wherry.builder.build import Builder
 from wherry.buildkit.builds import Builds
 from wherry.buildkit.control import Control
 from wherry.buildkit.gateway import Gateway
+from wherry.buildkit.history import History
 from wherry.buildkit.server import serve
 from wherry.buildkit.session import Session, Sessions
 from wherry.buildkit.wire import Protocol
@@ -25,7 +26,11 @@ class Doors:
     def __init__(self, builder: Builder) -> None:
         self.sessions = Sessions()
         builds = Builds(builder, self.sessions)
-        self._methods = {**Control(builds, self.sessions).methods(), **Gateway(builds).methods()}
+        self._methods = {
+            **Control(builds, self.sessions).methods(),
+            **Gateway(builds).methods(),
+            **History(builder).methods(),
+        }
 
     def grpc(self) -> "_Served":
         return _Served(serve(self._methods))

@@ -16,6 +16,7 @@ from wherry.builder.trees import SCRATCH
 from wherry.errors import Conflict, NotFound
 from wherry.kernel.files import closing
 from wherry.spec.image import host_platform
+from wherry.storage.content import ContentStore
 
 
 class FakeJob:
@@ -117,7 +118,9 @@ class FakeBuilder:
         self.kept: list[Usage] = []
         self.pruned: list = []
         self.deps = SimpleNamespace(
-            snapshots=SimpleNamespace(name="overlay2"), networks=SimpleNamespace(bridge_gateway="172.17.0.1")
+            snapshots=SimpleNamespace(name="overlay2"),
+            networks=SimpleNamespace(bridge_gateway="172.17.0.1"),
+            content=ContentStore(root / "data"),
         )
 
     async def begin(

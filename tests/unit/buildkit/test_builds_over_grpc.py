@@ -11,12 +11,15 @@ from wherry.builder.build import Cancelled, Usage
 from wherry.builder.dockerfile.errors import DockerfileError
 from wherry.builder.graph import Location, Range, TreeSource
 from wherry.builder.options import CacheTransfer, Call
+from wherry.builder.records.record import Produced, Record
+from wherry.builder.records.record import Status as RecordStatus
 from wherry.buildkit import bk_pb2 as pb
 from wherry.buildkit.channel import Channel
 from wherry.buildkit.control import CONTROL
 from wherry.buildkit.doors import Doors
 from wherry.buildkit.errors import SOURCE, VERTEX
 from wherry.buildkit.gateway import BRIDGE, BUILD_ID
+from wherry.buildkit.history import CONTENT
 from wherry.buildkit.llb import define
 from wherry.errors import Failed
 from wherry.spec.image import Platform
@@ -478,6 +481,31 @@ async def test_history_is_told_and_changed(buildx, builder):
     with pytest.raises(GRPCError) as missing:
         await update(delete=True)
     assert missing.value.status is Status.NOT_FOUND
+
+
+async def test_attestations_of_a_build_are_named_and_can_be_read(buildx, builder):
+    statement = b'{"predicateType":"https://slsa.dev/provenance/v0.2","predicate":{}}'
+    held = builder.deps.content.write(statement)
+    gone = "sha256:" + "0" * 64
+    result = Produced(platform="linux/amd64", attestations=[held, gone])
+    builder.records.records["ref1"] = Record(ref="ref1", status=RecordStatus.COMPLETED, results=[result])
+    request = pb.BuildHistoryRequest(ref="ref1", early_exit=True)
+    (event,) = await buildx.stream(CONTROL + "ListenBuildHistory", request, pb.BuildHistoryEvent)
+    (found,) = event.record.result.attestations
+    assert (found.digest, found.size, found.media_type) == (held, len(statement), "application/vnd.in-toto+json")
+    assert found.annotations["in-toto.io/predicate-type"] == "https://slsa.dev/provenance/v0.2"
+    info = await buildx.call(CONTENT + "Info", pb.ContentInfoRequest(digest=held), pb.ContentInfoResponse)
+    assert info.info.size == len(statement)
+
+    async def read(**span):
+        request = pb.ContentReadRequest(digest=held, **span)
+        return b"".join([each.data for each in await buildx.stream(CONTENT + "Read", request, pb.ContentReadResponse)])
+
+    assert await read() == statement
+    assert await read(offset=2, size=13) == b"predicateType"
+    for bad in (gone, "md5:1"):
+        with pytest.raises(GRPCError):
+            await buildx.call(CONTENT + "Info", pb.ContentInfoRequest(digest=bad), pb.ContentInfoResponse)
 
 
 async def test_a_session_may_come_inside_a_call(buildx, doors, builder):
