@@ -24,14 +24,18 @@ class DirectiveReader:
     def __init__(self) -> None:
         self.found: dict[str, Directive] = {}
         self._open = True
+        self._names = NAMES
 
     def take(self, line: str, number: int) -> bool:
         """Whether `line` is a directive. Raises DockerfileError for a second one of its name."""
-        if not self._open or (number == 1 and line.startswith("#!")):
+        if self._open and number == 1 and line.startswith("#!"):
+            self._names = ("syntax", "check")  # BuildKit does not read the others behind it
+            return False
+        if not self._open:
             return False
         match = _DIRECTIVE.match(line) if len(line) <= _LONGEST else None
         name = match[1].lower() if match is not None else ""
-        if match is None or name not in NAMES:
+        if match is None or name not in self._names:
             self._open = False
             return False
         if name in self.found:

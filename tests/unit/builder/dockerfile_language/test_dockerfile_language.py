@@ -137,6 +137,12 @@ def test_other_frontends_are_refused_by_name(value):
         check_frontend(value)
 
 
+def test_behind_a_shebang_the_escape_character_is_not_read():
+    dockerfile = parse_dockerfile(b"#!a\n# check=skip=all\n# escape=`\nFROM a\nRUN b \\\n c\n")
+    assert set(dockerfile.parsed.directives) == {"check"}
+    assert [instruction.original for instruction in dockerfile.stages[0].instructions] == ["RUN b  c"]
+
+
 # --- stages -----------------------------------------------------------------------------------------------------------
 
 STAGES = b"FROM a AS Build\nFROM b\nFROM c AS 2x\n".replace(b" AS 2x", b" AS last") + b"FROM d AS build\n"
