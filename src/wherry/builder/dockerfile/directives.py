@@ -24,7 +24,7 @@ class DirectiveReader:
     def __init__(self) -> None:
         self.found: dict[str, Directive] = {}
         self._open = True
-        self._names = NAMES
+        self._names: tuple[str, ...] = NAMES
 
     def take(self, line: str, number: int) -> bool:
         """Whether `line` is a directive. Raises DockerfileError for a second one of its name."""
