@@ -20,6 +20,7 @@ from harness import images
 from harness.buildx import building_engine, docker_with_plugins
 from harness.engine import Cli, Engine, Result
 from harness.leaks import settle
+from harness.registry import PASSWORD, USER, Registry
 
 pytestmark = pytest.mark.not_dockerd("its BuildKit is older than buildx's defaults")
 
@@ -337,6 +338,28 @@ def test_a_repository_is_a_context(project: Project, tmp_path: Path, engine: Eng
     project.build("-o", str(tmp_path / "out"), where="http://127.0.0.1:18200/x.git#main:sub")
     project.docker("rm", "-f", "web")
     assert (tmp_path / "out/f").read_text() == "of a commit"
+
+
+def test_the_clients_credentials_open_a_private_registry(project: Project, engine: Engine, docker: Cli) -> None:
+    """The daemon pushes and pulls itself, and asks the client for the credentials."""
+    with Registry(engine.box, engine.root / "registry", 18300, private=True).running() as registry:
+        name = f"{registry.address}/team/base:1"
+        project.write(Dockerfile="FROM busybox\nRUN echo of the base > /base\n")
+        refused = project.build("--push", "-t", name, check=False)
+        assert refused.code == 1
+        assert "no basic auth credentials" in refused.err
+        docker("login", "-u", USER, "--password-stdin", registry.address, input=PASSWORD)
+        pushed = project.build("--push", "-t", name)
+        digest = registry.digest("team/base:1")
+        assert f"pushing manifest for {name}@{digest}" in pushed.err
+        docker("image", "rm", name, check=False)
+        docker("buildx", "prune", "-af")
+        project.write(Dockerfile=f"FROM {name}\nRUN cat /base\n")
+        again = project.build("--pull")
+        assert f"load metadata for {name}" in again.err
+        assert re.search(r"^#\d+ [\d.]+ of the base$", again.err, re.MULTILINE)
+        docker("logout", registry.address)
+        assert "no basic auth credentials" in project.build("--pull", "--no-cache", check=False).err
 
 
 def test_no_file_stays_open_after_builds(project: Project, engine: Engine) -> None:
