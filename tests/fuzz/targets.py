@@ -10,11 +10,20 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+from grpclib.exceptions import GRPCError
+
+from wherry.builder.contexts import ContextPool, Mirror
 from wherry.builder.dockerfile.ignore import Patterns, read_ignore
 from wherry.builder.dockerfile.lint import checks_of, lint
 from wherry.builder.dockerfile.outline import lint_result, outline, targets
 from wherry.builder.dockerfile.stages import parse_dockerfile
 from wherry.builder.dockerfile.words import expand
+from wherry.builder.graph import walk
+from wherry.buildkit import bk_pb2 as pb
+from wherry.buildkit.filesync import Receiver
+from wherry.buildkit.llb import load as load_llb
+from wherry.buildkit.wire import split
 from wherry.digest import Digest, of
 from wherry.distribution.auth import parse_challenges
 from wherry.errors import InvalidParameter, NotFound, WherryError
@@ -246,6 +255,34 @@ def ignore(data: bytes) -> None:
             matcher.skips_below(path)
 
 
+def llb(data: bytes) -> None:
+    """A graph as BuildKit's clients send it."""
+    definition = pb.Definition()
+    with contextlib.suppress(DecodeError):
+        definition.ParseFromString(data)
+    output = load_llb(definition, entitlements=frozenset({"network.host", "security.insecure", "device"}))
+    assert output is None or walk([output])
+
+
+def filesync(data: bytes) -> None:
+    """The packets of a client that sends its directory, each behind gRPC's five bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        slot = ContextPool(Path(folder, "pool")).acquire("key")
+        mirror = Mirror(slot)
+        try:
+            messages, _ = split(data)
+            receiver = Receiver(mirror)
+            receiver.feed(messages)
+            if receiver.complete:
+                receiver.finish()
+        except GRPCError:
+            return
+        finally:
+            mirror.close()
+            assert os.listdir(folder) == ["pool"]
+            assert set(os.listdir(slot.root)) <= {"files", "slot"}
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     function.__name__: function
     for function in (
@@ -264,6 +301,8 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         dockerfile,
         words,
         ignore,
+        llb,
+        filesync,
     )
 }
 
