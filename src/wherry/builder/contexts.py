@@ -338,11 +338,13 @@ class Mirror:
         parent, _, _ = path.rpartition("/")
         if path in self._listed or parent not in self._directories or not _is_clean(path, parent):
             self._refuse(path, parent)
+        if "\0" in link:
+            raise InvalidParameter(f"invalid context: {path!r} is a link to {link[:200]!r}")
         if len(self._listed) >= MAX_ENTRIES:
             raise InvalidParameter(f"the context has more than {MAX_ENTRIES} entries: exclude some in .dockerignore")
         self._listed.add(path)
         have = self._present.get(path)
-        kept = {name: value for name, value in (xattrs or {}).items() if name.startswith(XATTRS)} if xattrs else {}
+        kept = {name: value for name, value in xattrs.items() if _is_kept(name)} if xattrs else {}
         self._plain = self._plain and not kept
         if kind != stat.S_IFDIR:
             self.newest = max(self.newest, mtime)
@@ -552,6 +554,10 @@ def _is_clean(path: str, parent: str) -> bool:
     """`parent` has been found clean before, so only the last name is to be looked at when it is a listed one."""
     name = path[len(parent) + 1 :] if parent else path
     return bool(name) and name not in (".", "..") and "/" not in name and "\0" not in path and len(path) <= MAX_PATH
+
+
+def _is_kept(xattr: str) -> bool:
+    return xattr.startswith(XATTRS) and "\0" not in xattr
 
 
 def _scan(root: str, below: str, found: dict[str, os.stat_result]) -> None:

@@ -93,6 +93,13 @@ def _quoted(value: str) -> str:
     )
 
 
+def _device(entry: pb.Stat) -> int:
+    try:
+        return os.makedev(entry.devmajor, entry.devminor) if entry.devmajor or entry.devminor else 0
+    except (OverflowError, ValueError):
+        raise InvalidParameter(f"invalid context: {entry.path[:200]!r} is no device there can be") from None
+
+
 class Receiver:
     """Turns packets into calls of a `Mirror`. Blocking."""
 
@@ -153,7 +160,7 @@ class Receiver:
             size=entry.size,
             mtime=entry.mod_time,
             link=entry.linkname,
-            device=os.makedev(entry.devmajor, entry.devminor) if entry.devmajor or entry.devminor else 0,
+            device=_device(entry),
             xattrs=dict(entry.xattrs) if entry.xattrs else None,
         )
 
