@@ -146,10 +146,10 @@ class Build:
         return GRPCError(code, exc.message, found or None)
 
     def named(self, ids: Sequence[str], metadata: Mapping[str, bytes]) -> Built:
-        """The result that the client means by the ids it gives back."""
+        """The result that the client means by the ids it gives back, with what it says of it (an image's config)."""
         for built in self._built:
             if ids and {each.id for each in built.platforms} == set(ids):
-                return built
+                return replace(built, metadata={**built.metadata, **metadata})
         platforms = tuple(self.result(each) for each in ids if each)
         return Built(platforms=platforms, multi=len(platforms) > 1, metadata=dict(metadata))
 
