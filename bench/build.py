@@ -1,19 +1,20 @@
 """Building: Wherry against dockerd 26 with BuildKit, and against its classic builder, in one run.
 
+Wherry by stock buildx, by its own client (`wherry build`) and by the classic door; dockerd by buildx and classic.
+
     make bench-build                       print the table
     make bench-build BENCH="--save"        … and write it to bench/results/build.md
     make bench-build BENCH="--rounds 9"    5 by default
 
-Both daemons live in namespaces of their own; rounds alternate between them and between the doors. Told are the wall
-time of one `docker buildx build` (or classic `docker build`), the client's own part included, and the processor time
-of the engine with its helpers and children.
+Both daemons live in namespaces of their own; rounds alternate between them and between the doors. Told is the wall
+time of one build, the client's own part included.
 """
 
 import argparse
 import random
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,15 @@ DOCKERFILES = {
     + "".join(f"COPY --from=part{n} /{n} /{n}\n" for n in range(STAGES)),
 }
 AIMS = {"ten RUN steps": "≤ 0.33", "rebuild, nothing changed": "≤ 0.5"}
-DOORS = ("buildx", "classic")
+DOORS = {"wherry": ("buildx", "own", "classic"), "dockerd": ("buildx", "classic")}
+COLUMNS = (
+    ("wherry", "buildx"),
+    ("wherry", "own"),
+    ("dockerd", "buildx"),
+    ("wherry", "classic"),
+    ("dockerd", "classic"),
+)
+RATIOS = (("buildx", "buildx"), ("own", "buildx"), ("classic", "classic"))  # ours, theirs
 
 
 def write_files(context: Path) -> None:
@@ -70,6 +79,7 @@ class Side:
     def build(self, door: str, what: str, *options: str) -> None:
         client, command = {
             "buildx": (docker_with_plugins(self.engine), ["buildx", "build"]),
+            "own": (self.engine.wherry, ["build"]),
             "classic": (docker_classic(self.engine), ["build"]),
         }[door]
         folder = self.context / what
@@ -98,17 +108,14 @@ def one_round(side: Side, door: str, number: int) -> None:
     side.measure(f"{STAGES} stages at a time", door, lambda: side.build(door, "stages", mark), counted=counted)
 
 
-def table(sides: Sequence[Side], facts: dict[str, str], rounds: int) -> str:
-    head = " | ".join(f"{side.engine.kind}, {door}" for door in DOORS for side in sides)
-    lines = [f"| | {head} | ratio, buildx | ratio, classic | CPU ratio, buildx | aim |", "|---|" + "---:|" * 8]
-    scenarios = dict.fromkeys(scenario for scenario, _ in sides[0].taken)
-    for scenario in scenarios:
-        walls = {door: [statistics.median(side.taken[scenario, door].wall) for side in sides] for door in DOORS}
-        ours, theirs = (statistics.median(side.taken[scenario, "buildx"].cpu) for side in sides)
-        cells = [f"{wall:.2f} s" for door in DOORS for wall in walls[door]]
-        cells += [f"{walls[door][0] / walls[door][1]:.2f}" for door in DOORS]
-        cells += [f"{ours / theirs:.2f}" if theirs >= 0.05 else "-", AIMS.get(scenario, "")]
-        lines.append(f"| {scenario} | " + " | ".join(cells) + " |")
+def table(sides: Mapping[str, Side], facts: dict[str, str], rounds: int) -> str:
+    head = [f"{kind}, {door}" for kind, door in COLUMNS] + [f"{ours} / {theirs}" for ours, theirs in RATIOS]
+    lines = ["| | " + " | ".join([*head, "aim"]) + " |", "|---|" + "---:|" * (len(head) + 1)]
+    for scenario in dict.fromkeys(scenario for scenario, _ in sides["wherry"].taken):
+        wall = {(kind, door): statistics.median(sides[kind].taken[scenario, door].wall) for kind, door in COLUMNS}
+        cells = [f"{wall[column]:.2f} s" for column in COLUMNS]
+        cells += [f"{wall['wherry', ours] / wall['dockerd', theirs]:.2f}" for ours, theirs in RATIOS]
+        lines.append(f"| {scenario} | " + " | ".join([*cells, AIMS.get(scenario, "")]) + " |")
     lines += ["", f"Medians of {rounds} rounds in alternation. " + " · ".join(f"{key}: {facts[key]}" for key in facts)]
     return "\n".join(lines)
 
@@ -121,7 +128,7 @@ def main() -> int:
     with ExitStack() as stack:
         work = short_root("bench")
         stack.callback(remove_root, work)
-        sides = []
+        sides: dict[str, Side] = {}
         for number, make in enumerate((lambda box, root: Engine(box, root, kind="wherry"), Yardstick)):
             box = stack.enter_context(Box())
             root = short_root("bench")
@@ -135,14 +142,15 @@ def main() -> int:
                 (context / what).mkdir(parents=True)
                 (context / what / "Dockerfile").write_text(text)
             write_files(context / "copy")
-            sides.append(Side(engine, context))
+            sides[engine.kind] = Side(engine, context)
         for number in range(wanted.rounds + 1):
-            for door in DOORS:
-                for side in sides:
-                    one_round(side, door, number)
-                    print(f"  round {number} of {side.engine.kind} by {door}", file=sys.stderr, flush=True)
-        facts = machine([side.engine for side in sides])
-        facts["buildx"] = docker_with_plugins(sides[0].engine)("buildx", "version").text
+            for door in ("buildx", "own", "classic"):
+                for kind, side in sides.items():
+                    if door in DOORS[kind]:
+                        one_round(side, door, number)
+                        print(f"  round {number} of {kind} by {door}", file=sys.stderr, flush=True)
+        facts = machine([side.engine for side in sides.values()])
+        facts["buildx"] = docker_with_plugins(sides["wherry"].engine)("buildx", "version").text
     text = table(sides, facts, wanted.rounds)
     print(text)
     if wanted.save:
