@@ -81,6 +81,7 @@ class Side:
             "buildx": (docker_with_plugins(self.engine), ["buildx", "build"]),
             "own": (self.engine.wherry, ["build"]),
             "classic": (docker_classic(self.engine), ["build"]),
+            "wherry build": (self.engine.wherry, ["build"]),
         }[door]
         folder = self.context / what
         client(*command, "-q", "-t", f"bench-{what}", *options, str(folder), timeout=300)
@@ -99,6 +100,7 @@ def one_round(side: Side, door: str, number: int) -> None:
     mark = f"--build-arg=ROUND={door}{number}"
     side.forget()
     side.measure("ten RUN steps", door, lambda: side.build(door, "runs", mark), counted=counted)
+    side.measure("… again, nothing changed", door, lambda: side.build(door, "runs", mark), counted=counted)
     copied = f"COPY of {FILES} files, {SIZE >> 20} MB"
     side.measure(copied, door, lambda: side.build(door, "copy"), counted=counted)
     side.measure("rebuild, nothing changed", door, lambda: side.build(door, "copy"), counted=counted)
@@ -106,16 +108,31 @@ def one_round(side: Side, door: str, number: int) -> None:
     changed.write_text(f"changed in round {number} for {door}")
     side.measure("rebuild, one file changed", door, lambda: side.build(door, "copy"), counted=counted)
     side.measure(f"{STAGES} stages at a time", door, lambda: side.build(door, "stages", mark), counted=counted)
+    if door == "buildx":
+        side.measure(
+            "buildx version", door, lambda: docker_with_plugins(side.engine)("buildx", "version"), counted=counted
+        )
 
 
-def table(sides: Mapping[str, Side], facts: dict[str, str], rounds: int) -> str:
-    head = [f"{kind}, {door}" for kind, door in COLUMNS] + [f"{ours} / {theirs}" for ours, theirs in RATIOS]
-    lines = ["| | " + " | ".join([*head, "aim"]) + " |", "|---|" + "---:|" * (len(head) + 1)]
-    for scenario in dict.fromkeys(scenario for scenario, _ in sides["wherry"].taken):
-        wall = {(kind, door): statistics.median(sides[kind].taken[scenario, door].wall) for kind, door in COLUMNS}
-        cells = [f"{wall[column]:.2f} s" for column in COLUMNS]
-        cells += [f"{wall['wherry', ours] / wall['dockerd', theirs]:.2f}" for ours, theirs in RATIOS]
-        lines.append(f"| {scenario} | " + " | ".join([*cells, AIMS.get(scenario, "")]) + " |")
+def table(sides: Sequence[Side], facts: dict[str, str], rounds: int) -> str:
+    ratios = ("ratio, buildx", "ratio, classic", "wherry build to buildx and dockerd", "CPU ratio, buildx", "aim")
+    lines = [f"| | {' | '.join(map(', '.join, COLUMNS))} | {' | '.join(ratios)} |"]
+    lines.append("|---|" + "---:|" * (len(COLUMNS) + len(ratios)))
+    taken = {(side.engine.kind, door): side.taken for side in sides for door in DOORS[side.engine.kind]}
+    for scenario in dict.fromkeys(scenario for side in sides for scenario, _ in side.taken):
+
+        def median(column: tuple[str, str], kind: str = "wall", scenario: str = scenario) -> float | None:
+            found = taken[column].get((scenario, column[1]))
+            return statistics.median(getattr(found, kind)) if found else None
+
+        def ratio(ours: float | None, theirs: float | None) -> str:
+            return f"{ours / theirs:.2f}" if ours is not None and theirs is not None and theirs >= 0.02 else ""
+
+        walls = [median(column) for column in COLUMNS]
+        cells = [f"{wall:.2f} s" if wall is not None else "" for wall in walls]
+        cells += [ratio(walls[0], walls[1]), ratio(walls[2], walls[3]), ratio(walls[4], walls[1])]
+        cells += [ratio(median(COLUMNS[0], "cpu"), median(COLUMNS[1], "cpu")), AIMS.get(scenario, "")]
+        lines.append(f"| {scenario} | {' | '.join(cells)} |")
     lines += ["", f"Medians of {rounds} rounds in alternation. " + " · ".join(f"{key}: {facts[key]}" for key in facts)]
     return "\n".join(lines)
 
