@@ -15,6 +15,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from wherry import ids
 from wherry.aio import finish, settle
@@ -25,11 +26,11 @@ from wherry.builder.run.agents import Agents
 from wherry.builder.run.mounts import Mounts, Plan, Written, prepare
 from wherry.builder.run.stubs import Stubs, find_missing, remove_stubs
 from wherry.builder.trees import Result
-from wherry.errors import Failed, WherryError
+from wherry.errors import Failed, WherryError, first_of
 from wherry.kernel import cgroup
 from wherry.kernel.mount import Mount, overlay_can_be_volatile
 from wherry.network import files
-from wherry.network.networks import SandboxRequest
+from wherry.network.networks import Sandbox, SandboxRequest
 from wherry.runtime.shim_client import LogSpec, Shim, ShimSpec, Streams
 from wherry.runtime.spec import DEFAULT_PATH, SANDBOX, SpecInput, SpecMount, bind_options, build
 from wherry.spec.engine import ContainerConfig, HostConfig, Ulimit
@@ -107,6 +108,7 @@ class _Step:
         self.id = f"{PREFIX}{ids.generate()[:24]}"
         self._directory = deps.settings.exec_root / "build" / self.id
         self._mounts: Mounts | None = None
+        self._sandbox = Sandbox(netns=None, endpoints=())
         self._keep: frozenset[str] = frozenset()
         self._stubs: list[Stubs] = []
 
@@ -116,20 +118,38 @@ class _Step:
         return self._mounts.plan
 
     async def prepare(self, undo: AsyncExitStack) -> None:
-        """Snapshots, cache directories, secrets, sockets; no process yet."""
-        deps, op = self._deps, self._op
+        """Snapshots, cache directories, secrets, sockets, a network; no process yet."""
         await settle(self._directory.mkdir, 0o700, parents=True)
         agents = Agents(self._directory, self._client)
         undo.push_async_callback(agents.close)
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._prepare_mounts(undo, agents))
+                group.create_task(self._connect(undo))
+        except BaseExceptionGroup as errors:
+            raise first_of(errors) from errors
+        await settle(self._write_files, [one.ip for one in self._sandbox.endpoints if one.ip])
+
+    async def _prepare_mounts(self, undo: AsyncExitStack, agents: Agents) -> None:
+        deps = self._deps
         self._mounts = await prepare(
-            deps, op, self._inputs, step=self.id, directory=self._directory, client=self._client, agents=agents
+            deps, self._op, self._inputs, step=self.id, directory=self._directory, client=self._client, agents=agents
         )
         undo.push_async_callback(self._mounts.release)
-        if op.network is not NetworkMode.HOST:
-            await settle(self._write_files, (), "")
         targets = [each.destination for each in self._plan.mounts]
         for key in [written.key for written in self._plan.written.values()]:
             self._stubs.append(await settle(find_missing, deps.snapshots, key, targets))
+
+    async def _connect(self, undo: AsyncExitStack) -> None:
+        """The network of all processes of the step."""
+        networks, mode = self._deps.networks, self._op.network
+        if mode is NetworkMode.HOST:
+            return
+        undo.push_async_callback(networks.release, self.id)
+        wanted = "bridge" if mode is NetworkMode.SANDBOX else "none"
+        self._sandbox = await networks.connect(self.id, SandboxRequest(mode=wanted, name="build step"))
+        if self._sandbox.netns is not None:
+            undo.callback(os.close, self._sandbox.netns)
 
     async def run(self, output: Output) -> None:
         """Raises ProgramFailed."""
@@ -159,6 +179,7 @@ class _Step:
     @asynccontextmanager
     async def shell(self, args: Sequence[str]) -> AsyncIterator[tuple[Shim, Streams]]:
         """A terminal on the step's file system, after it has failed."""
+        await settle(_forget_volatile, self._plan.root)
         async with self._started(args, tty=True) as started:
             yield started
 
@@ -177,23 +198,12 @@ class _Step:
 
     @asynccontextmanager
     async def _process(self, args: Sequence[str], *, tty: bool) -> AsyncIterator[Shim]:
-        """A created process; in the end it is gone, with its cgroup and its network."""
-        deps, mode = self._deps, self._op.network
+        """A created process; in the end it is gone, with its cgroup."""
+        deps = self._deps
         async with AsyncExitStack() as undo:
-            netns = None
-            if mode is not NetworkMode.HOST:
-                undo.push_async_callback(deps.networks.release, self.id)
-                wanted = "bridge" if mode is NetworkMode.SANDBOX else "none"
-                sandbox = await deps.networks.connect(self.id, SandboxRequest(mode=wanted, name="build step"))
-                netns = sandbox.netns
-                if netns is not None:
-                    undo.callback(os.close, netns)
-                await settle(self._write_files, [one.ip for one in sandbox.endpoints if one.ip], "")
-            else:
-                await settle(self._write_files, (), "host")
             undo.push_async_callback(_forget, deps, self.id)
             try:
-                shim = await deps.shims.create(self._spec(args, tty=tty), netns=netns)
+                shim = await deps.shims.create(self._spec(args, tty=tty), netns=self._sandbox.netns)
             except WherryError as exc:
                 raise NotStarted(args, exc) from exc
             undo.push_async_callback(shim.destroy)
@@ -268,11 +278,13 @@ class _Step:
         ]
         return [*own, *self._plan.mounts]
 
-    def _write_files(self, addresses: Sequence[str], mode: str) -> None:
+    def _write_files(self, addresses: Sequence[str]) -> None:
+        """hosts and resolv.conf. Blocking."""
+        on_host = self._op.network is NetworkMode.HOST
         op, network = self._op, self._deps.networks.config
         extra = [f"{name}:{address}" for name, address in op.extra_hosts]
         gateway = self._deps.networks.bridge_gateway
-        if mode == "host":
+        if on_host:
             hosts = files.hosts_on_host_network(files.host_hosts(), extra_hosts=extra, gateway=gateway)
         else:
             hosts = files.hosts(
@@ -287,7 +299,7 @@ class _Step:
             dns=network.dns,
             search=network.dns_search,
             options=network.dns_options,
-            own_network=mode != "host",
+            own_network=not on_host,
         )
         for name, text in (("hosts", hosts), ("resolv.conf", resolv_conf)):
             (self._directory / name).write_text(text)
@@ -303,6 +315,18 @@ def _volatile(mounts: Sequence[Mount]) -> list[Mount]:
         else each
         for each in mounts
     ]
+
+
+def _forget_volatile(mounts: Sequence[Mount]) -> None:
+    """Let a file system that was mounted volatile be mounted again (overlayfs.rst: the kernel refuses, lest a crash in
+    between goes unseen; none was). Blocking.
+    """
+    for each in mounts:
+        for option in each.options if each.type == "overlay" else ():
+            if option.startswith("workdir="):
+                mark = Path(option.removeprefix("workdir=")) / "work/incompat"
+                if mark.is_dir():
+                    remove_tree(mark)
 
 
 async def _pump(reader: asyncio.StreamReader, output: Output) -> None:
