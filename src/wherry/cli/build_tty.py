@@ -60,14 +60,10 @@ class Terminal:
             self._draw(self._lines(final=False))
 
     def end(self) -> None:
-        """The last picture, in full, stays."""
+        """The last picture, in full, stays; should there be another one, it is drawn below."""
         self._draw(self._lines(final=True))
         self._write(SHOW)
         self._drawn = 0
-
-    def withdraw(self) -> None:
-        """Make room for something else on the terminal; the next picture begins below it."""
-        self.end()
 
     def _draw(self, lines: list[str]) -> None:
         up = f"\x1b[{self._drawn}A\r" if self._drawn else HIDE
@@ -81,8 +77,8 @@ class Terminal:
         steps = [step for step in self.board.steps if step.name and (step.started or step.completed)]
         done = sum(1 for step in steps if step.completed)
         seconds = (self._now() - self._began) / 1e9
-        finished = " FINISHED" if final and not self.board.failed else ""
-        heading = f"[+] Building {seconds:.1f}s ({done}/{len(self.board.steps)}){finished}"
+        over = final and not self.board.failed and not any(step.is_running for step in steps)
+        heading = f"[+] Building {seconds:.1f}s ({done}/{len(self.board.steps)}){' FINISHED' if over else ''}"
         blocks = [self._block(step, columns, final=final) for step in steps]
         if not final:
             blocks = _fitting(steps, blocks, rows - 2)

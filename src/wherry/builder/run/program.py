@@ -89,7 +89,7 @@ async def run(
     left. `on_error` is awaited before what the failed step wrote goes.
     """
     step = _Step(deps, op, inputs, client)
-    async with AsyncExitStack() as undo:
+    async with _undoing() as undo:
         undo.push_async_callback(step.close)
         await step.prepare(undo)
         try:
@@ -100,6 +100,16 @@ async def run(
             raise
         return await step.take()
     raise AssertionError("unreachable")
+
+
+@asynccontextmanager
+async def _undoing() -> AsyncIterator[AsyncExitStack]:
+    """What is pushed is undone to its end, however often the task is cancelled meanwhile."""
+    undo = AsyncExitStack()
+    try:
+        yield undo
+    finally:
+        await finish(undo.aclose())
 
 
 class _Step:
@@ -200,7 +210,7 @@ class _Step:
     async def _process(self, args: Sequence[str], *, tty: bool) -> AsyncIterator[Shim]:
         """A created process; in the end it is gone, with its cgroup."""
         deps = self._deps
-        async with AsyncExitStack() as undo:
+        async with _undoing() as undo:
             undo.push_async_callback(_forget, deps, self.id)
             try:
                 shim = await deps.shims.create(self._spec(args, tty=tty), netns=self._sandbox.netns)
