@@ -43,7 +43,7 @@ def _doors(call: Call) -> Doors:
         raise NotSupported("this engine does not build")
     if call.request.headers.get("Upgrade", "").lower() != "h2c":
         raise InvalidParameter("no upgrade: want the request header Upgrade: h2c")
-    return call.services.buildkit
+    return call.services.buildkit()
 
 
 class _Bridge(asyncio.Protocol):

@@ -1,7 +1,7 @@
 """What the REST wire serves: built once by `daemon/engine.py`, never changed."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -70,4 +70,4 @@ class Services:
     volumes: Volumes
     events: Events
     facts: EngineFacts
-    buildkit: Doors | None = None
+    buildkit: Callable[[], Doors] | None = None  # opened by the first client that wants in

@@ -4,6 +4,7 @@
 keep running, and the network is rebuilt around them.
 """
 
+import functools
 import logging
 import os
 import platform
@@ -15,10 +16,9 @@ from pathlib import Path
 
 from wherry import __version__
 from wherry.aio import Background, KeyedLock, settle
-from wherry.api.services import EngineFacts, Services
+from wherry.api.services import Doors, EngineFacts, Services
 from wherry.builder import deps as building
 from wherry.builder.build import Builder
-from wherry.buildkit.doors import Doors
 from wherry.containers import deps as containers
 from wherry.containers.life.recover import recover as recover_containers
 from wherry.containers.live import LiveTable
@@ -143,7 +143,7 @@ async def open_engine(config: Config) -> Engine:
         volumes=volumes,
         events=events,
         facts=facts,
-        buildkit=Doors(builder),
+        buildkit=functools.cache(functools.partial(open_doors, builder)),
     )
     rest = await settle(keep_rest, image_deps, data_root / "uploads")
     await recover_images(image_deps)
@@ -187,6 +187,13 @@ def open_builder(containers: containers.Deps, images: images.Deps, settings: bui
             settings=settings,
         )
     )
+
+
+def open_doors(builder: Builder) -> Doors:
+    """What BuildKit's clients come in by. Loaded when the first of them does: gRPC takes some megabytes."""
+    from wherry.buildkit import doors
+
+    return doors.Doors(builder)
 
 
 def _make_directories(data_root: Path, exec_root: Path) -> None:

@@ -67,7 +67,7 @@ async def doors():
 @pytest.fixture
 async def client(tmp_path, doors):
     path = tmp_path / "s"
-    async with served(path, routes(), services=SimpleNamespace(facts=FACTS, buildkit=doors)):
+    async with served(path, routes(), services=SimpleNamespace(facts=FACTS, buildkit=lambda: doors)):
         reader, writer = await asyncio.open_unix_connection(path)
         yield Client(reader, writer)
         writer.close()
@@ -123,7 +123,7 @@ async def test_an_engine_that_does_not_build_says_so(tmp_path):
 
 async def test_stopping_the_server_ends_what_was_handed_over(tmp_path, doors):
     path = tmp_path / "s"
-    async with served(path, routes(), services=SimpleNamespace(facts=FACTS, buildkit=doors)):
+    async with served(path, routes(), services=SimpleNamespace(facts=FACTS, buildkit=lambda: doors)):
         reader, writer = await asyncio.open_unix_connection(path)
         client = Client(reader, writer)
         await client.send(f"POST /grpc HTTP/1.1\r\nHost: x\r\n{UPGRADE}\r\n".encode())
