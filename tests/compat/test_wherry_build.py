@@ -202,6 +202,14 @@ def begun(wherry: Cli, tmp_path: Path) -> "subprocess.Popen[bytes]":
     return process
 
 
+def test_a_build_is_verified_by_another_one(wherry: Cli, context: Path) -> None:
+    assert "Verified: built twice" in wherry("build", "--verify", str(context)).err
+    (context / "Dockerfile").write_text("FROM busybox\nRUN head -c 8 /dev/urandom > /chance\n")
+    differs = wherry("build", "--verify", str(context), check=False)
+    assert differs.code == 1
+    assert "chance" in differs.out
+
+
 def test_ctrl_c_ends_the_build(engine: Engine, wherry: Cli, tmp_path: Path) -> None:
     process = begun(wherry, tmp_path)
     process.send_signal(signal.SIGINT)

@@ -94,9 +94,7 @@ def run(cli: CLI, flags: Flags, arguments: list[str]) -> int:
         hijacked = cli.engine.hijack("/builds")
     except EngineError as exc:
         if exc.status == 404:
-            raise Failure(
-                "this engine has no /builds: `build` needs Wherry's own, docker's is `docker build`"
-            ) from None
+            raise Failure("this engine is not Wherry's, which `build` needs: use docker's own here") from None
         raise
     try:
         with Inbox(SIGNALS) as inbox:
@@ -115,7 +113,7 @@ def run(cli: CLI, flags: Flags, arguments: list[str]) -> int:
     if not isinstance(display, Quiet):
         write_error(warnings_text(board))
     finish(flags, plan, end)
-    return 0
+    return verdict(end.get("response") or {}) if plan.verify else 0
 
 
 def show_answer(flags: Flags, metadata: Mapping[str, str]) -> int:
@@ -144,8 +142,17 @@ def finish(flags: Flags, plan: Plan, end: Mapping[str, Any]) -> None:
         _write_file(path, indent(dumps(metadata, sort=True), "  ") + "\n")
     if flags.on("quiet") and image:
         line(image)
-    if difference := response.get("wherry.difference"):
-        out(difference.rstrip("\n") + "\n")
+
+
+def verdict(response: Mapping[str, str]) -> int:
+    """Of --verify: how the second build differs from the first."""
+    difference = response.get("wherry.difference", "")
+    if not difference:
+        write_error("\nVerified: built twice, and the results are the same\n")
+        return 0
+    write_error("\nThe second build, without the cache, has another result:\n")
+    out(difference + "\n")
+    return 1
 
 
 def _write_file(path: str, text: str) -> None:
