@@ -9,7 +9,8 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,11 +21,11 @@ from aiohttp import web
 from wherry.aio import settle
 from wherry.api import errors
 from wherry.api.build_client import ClassicClient
-from wherry.api.build_output import Classic, Line, Step
+from wherry.api.build_output import Classic, Step
 from wherry.api.build_query import BuildRequest, read
 from wherry.api.build_steps import steps_of
 from wherry.api.call import Call
-from wherry.api.progress import Report, follow
+from wherry.api.progress import Pending, Report, follow
 from wherry.api.router import Router
 from wherry.builder.build import Builder, Cancelled, Job, PruneOptions, Usage
 from wherry.builder.dockerfile.stages import parse_dockerfile
@@ -44,6 +45,10 @@ from wherry.spec.image import host_platform
 from wherry.storage.tree import remove_tree
 
 FILTERS = ("until", "id", "parent", "type", "description", "inuse", "shared", "private", "mutable", "immutable")
+LAST_LINES = 5000  # of a quiet build, told when it fails
+
+Wait = Callable[[], Awaitable[None]]
+
 _REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")
 
 
@@ -56,13 +61,13 @@ def add(router: Router) -> None:
 async def build(call: Call) -> web.StreamResponse:
     request = read(call)
 
-    async def work(report: Report) -> None:
+    async def work(report: Pending) -> None:
         await _build(call, request, report)
 
     return await follow(call, work)
 
 
-async def _build(call: Call, request: BuildRequest, report: Report) -> None:
+async def _build(call: Call, request: BuildRequest, report: Pending) -> None:
     client = ClassicClient(request.credentials)
     builder = call.services.builder
     job = await builder.begin(
@@ -80,7 +85,7 @@ async def _build(call: Call, request: BuildRequest, report: Report) -> None:
         if request.quiet:
             await _run_quietly(job, request, steps, report)
         else:
-            await _run(job, request, steps, report)
+            await _run(job, request, steps, report, report.taken)
 
 
 @asynccontextmanager
@@ -180,12 +185,12 @@ def _read_dockerfile(directory: Path, filename: str) -> bytes:
 # --- the build --------------------------------------------------------------------------------------------------------
 
 
-async def _run(job: Job, request: BuildRequest, steps: list[Step], report: Report) -> None:
-    """Build and export; a failure is the last line."""
+async def _run(job: Job, request: BuildRequest, steps: list[Step], report: Report, taken: Wait) -> None:
+    """Build and export; a failure is the last line. Output waits for `taken` after each batch."""
     classic = Classic(steps)
     failure: BaseException | None = None
     response: dict[str, str] = {}
-    listening = asyncio.ensure_future(_listen(job, classic, report))
+    listening = asyncio.ensure_future(_listen(job, classic, report, taken))
     try:
         try:
             response = await _result(job, request)
@@ -209,9 +214,9 @@ async def _run(job: Job, request: BuildRequest, steps: list[Step], report: Repor
 
 
 async def _run_quietly(job: Job, request: BuildRequest, steps: list[Step], report: Report) -> None:
-    """The image's ID, or everything when the build fails."""
-    lines: list[Line] = []
-    await _run(job, request, steps, lambda line: lines.append(dict(line)))
+    """The image's ID; when the build fails, the end of what would have been said."""
+    lines: deque[Mapping[str, object]] = deque(maxlen=LAST_LINES)
+    await _run(job, request, steps, lines.append, _at_once)
     if any("error" in line for line in lines):
         for line in lines:
             report(line)
@@ -221,16 +226,20 @@ async def _run_quietly(job: Job, request: BuildRequest, steps: list[Step], repor
             report({"stream": f"{aux['ID']}\n"})
 
 
+async def _at_once() -> None: ...
+
+
 async def _result(job: Job, request: BuildRequest) -> dict[str, str]:
     built = await job.frontend(request.options)
     return await job.export(built, [request.export])
 
 
-async def _listen(job: Job, classic: Classic, report: Callable[[Line], None]) -> None:
+async def _listen(job: Job, classic: Classic, report: Report, taken: Wait) -> None:
     async for batch in job.log:
         for event in batch:
             for line in classic.tell(event):
                 report(line)
+        await taken()
 
 
 def _is_cancelled_itself() -> bool:

@@ -36,6 +36,7 @@ from wherry.errors import Failed, InvalidParameter, NotFound, WherryError
 MAX_HEAD = 4 << 20  # bytes
 MAX_DATA = 1 << 20
 PIECE = 256 << 10  # bytes of content sent in one frame
+OVERHEAD = 256  # bytes that any frame counts for, besides its data
 BACKLOG = 8 << 20  # bytes of a conversation that nobody has read yet; then the connection waits
 LENGTHS = struct.Struct(">II")
 
@@ -151,7 +152,7 @@ class Conversation:
     async def put(self, frame: Frame) -> None:
         """From the link: waits while too much is unread."""
         self._frames.append(frame)
-        self._held += len(frame.data)
+        self._held += len(frame.data) + OVERHEAD
         self._arrived.set()
         if self._held > BACKLOG:
             self._room.clear()
@@ -183,7 +184,7 @@ class Conversation:
         frames = await self.receive_all()
         for frame in frames[1:]:
             self._frames.append(frame)
-            self._held += len(frame.data)
+            self._held += len(frame.data) + OVERHEAD
         return frames[0]
 
     async def content(self) -> AsyncGenerator[bytes, None]:
