@@ -203,6 +203,7 @@ def begun(wherry: Cli, tmp_path: Path) -> "subprocess.Popen[bytes]":
 
 
 def test_a_build_is_verified_by_another_one(wherry: Cli, context: Path) -> None:
+    (context / "Dockerfile").write_text("FROM busybox\nCOPY src /\nRUN date > /dev/null; touch /now\n")
     assert "Verified: built twice" in wherry("build", "--verify", str(context)).err
     (context / "Dockerfile").write_text("FROM busybox\nRUN head -c 8 /dev/urandom > /chance\n")
     differs = wherry("build", "--verify", str(context), check=False)

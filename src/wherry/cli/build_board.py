@@ -114,8 +114,10 @@ class Warning:
 
     @property
     def text(self) -> str:
-        place = f" (line {self.lines[0][0]})" if self.lines else ""
-        return self.short + place
+        """Its rule and its line are in the words of the linter; where they are not, they are added."""
+        rule = f"{self.rule}: " if self.rule and not self.short.startswith(f"{self.rule}:") else ""
+        line = f" (line {self.lines[0][0]})" if self.lines and "(line " not in self.short else ""
+        return f"{rule}{self.short.removeprefix('[Warning] ')}{line}"
 
 
 class Board:
@@ -128,7 +130,9 @@ class Board:
         """The step that this is about."""
         kind, fields = next(iter(event.items()))
         if kind == "warning":
-            self.warnings.append(Warning(fields))
+            warning = Warning(fields)
+            if warning.text not in [each.text for each in self.warnings]:  # of several platforms, or builds
+                self.warnings.append(warning)
             return None
         if kind not in ("vertex", "status", "log"):
             return None  # of a newer engine

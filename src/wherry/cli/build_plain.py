@@ -147,8 +147,4 @@ def warnings_text(board: Board) -> str:
         return ""
     count = len(board.warnings)
     heading = "1 warning found" if count == 1 else f"{count} warnings found"
-    return f"\n{heading}:\n" + "".join(f" - {_named(each.rule)}{each.text}\n" for each in board.warnings)
-
-
-def _named(rule: str) -> str:
-    return f"{rule}: " if rule else ""
+    return f"\n{heading}:\n" + "".join(f" - {each.text}\n" for each in board.warnings)

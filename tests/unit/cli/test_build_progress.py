@@ -126,8 +126,11 @@ def test_warnings_come_last() -> None:
     assert warnings_text(board) == ""
     board.hear({"warning": {"vertex": "a", "rule": "StageNameCasing", "short": "lower case", "lines": [[3, 3]]}})
     assert warnings_text(board) == "\n1 warning found:\n - StageNameCasing: lower case (line 3)\n"
-    board.hear({"warning": {"vertex": "a", "rule": "", "short": "x"}})
-    assert "2 warnings found:" in warnings_text(board)
+    for _ in range(2):
+        board.hear({"warning": {"vertex": "a", "rule": "R", "short": "R: x (line 4)", "lines": [[4, 4]]}})
+    assert warnings_text(board).endswith(
+        "2 warnings found:\n - StageNameCasing: lower case (line 3)\n - R: x (line 4)\n"
+    )
 
 
 # --- on a terminal ----------------------------------------------------------------------------------------------------
