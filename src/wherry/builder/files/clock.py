@@ -25,8 +25,9 @@ class Clock:
         return self._timestamp if self._timestamp >= 0 else self.bounded(mtime)
 
     def bounded(self, mtime: int) -> int:
-        """`mtime`, or the epoch when that was before."""
-        return bounded_time(mtime if self._epoch is None else min(mtime, self._epoch))
+        """`mtime`, or the epoch when that was before; whole seconds, which is what archives keep."""
+        time = bounded_time(mtime if self._epoch is None else min(mtime, self._epoch))
+        return time - time % 1_000_000_000
 
     @property
     def new(self) -> int | None:

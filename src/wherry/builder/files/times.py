@@ -5,8 +5,10 @@ source it was made from, and if that is another one now, the module is compiled 
 settled, too, for sources that were.
 """
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from wherry.kernel.files import closing
@@ -17,6 +19,7 @@ from wherry.storage.tree import Listing, walk
 _PYCACHE = b"__pycache__"
 _HEADER = 16  # bytes: magic, flags, time and size of the source (PEP 552)
 _SECONDS = 0xFFFFFFFF
+_SECOND = 1_000_000_000  # ns
 
 Found = tuple[bytes, os.stat_result]
 
@@ -43,27 +46,36 @@ def _settle(upper: int, epoch: int, whiteouts: Whiteouts, below: int | None) -> 
             _settle_compiled(listing, settled, epoch)
         entries = listing.entries if listing.path else [(b".", os.fstat(upper)), *listing.entries]
         modules: dict[bytes, int] = {}
-        for name, found in _written(entries, epoch, below, listing.path):
+        for name, found, inherited in _to_look_at(entries, epoch, below, listing.path):
             if whiteouts is Whiteouts.OVERLAY and is_whiteout(found):
                 continue
-            if name.endswith(b".py"):
-                modules[name[:-3]] = found.st_mtime_ns // 1_000_000_000
-            os.utime(name, ns=(epoch, epoch), dir_fd=listing.fd, follow_symlinks=False)
+            if inherited and whiteouts is Whiteouts.APPLY:
+                continue  # a file of a layer below, not of this one
+            time = found.st_mtime_ns if inherited else min(found.st_mtime_ns, epoch)
+            if name.endswith(b".py") and time < found.st_mtime_ns // _SECOND * _SECOND:
+                modules[name[:-3]] = found.st_mtime_ns // _SECOND
+            time -= time % _SECOND
+            os.utime(name, ns=(time, time), dir_fd=listing.fd, follow_symlinks=False)
         if modules and any(name == _PYCACHE for name, _ in listing.entries):
             sources[listing.path] = modules
 
 
-def _written(entries: list[Found], epoch: int, below: int | None, path: bytes) -> list[Found]:
-    """Those of a directory's entries that are younger than the epoch, and are not as old in the tree below."""
-    young = [(name, found) for name, found in entries if found.st_mtime_ns > epoch]
-    if below is None or not young:
-        return young
-    try:
-        fd = open_directory(below, path)
-    except OSError:
-        return young
-    with closing(fd):
-        return [(name, found) for name, found in young if _time(fd, name) != found.st_mtime_ns]
+def _to_look_at(
+    entries: list[Found], epoch: int, below: int | None, path: bytes
+) -> Iterator[tuple[bytes, os.stat_result, bool]]:
+    """Entries younger than the epoch, or with parts of a second, which archives lose; whether the tree below has that
+    time, too.
+    """
+    odd = [(name, found) for name, found in entries if found.st_mtime_ns > epoch or found.st_mtime_ns % _SECOND]
+    if not odd:
+        return
+    with contextlib.ExitStack() as opened:
+        directory = None
+        if below is not None:
+            with contextlib.suppress(OSError):
+                directory = opened.enter_context(closing(open_directory(below, path)))
+        for name, found in odd:
+            yield name, found, directory is not None and _time(directory, name) == found.st_mtime_ns
 
 
 def _time(directory: int, name: bytes) -> int | None:
@@ -83,7 +95,7 @@ def _settle_compiled(listing: Listing, modules: dict[bytes, int], epoch: int) ->
             header = os.pread(fd, _HEADER, 0)
             # flags of 0: compared by time; those compared by a hash of the source stay right
             if len(header) == _HEADER and header[4:8] == bytes(4) and header[8:12] == _field(time):
-                os.pwrite(fd, _field(epoch // 1_000_000_000), 8)
+                os.pwrite(fd, _field(epoch // _SECOND), 8)
                 os.utime(fd, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 

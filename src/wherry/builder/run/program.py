@@ -24,7 +24,7 @@ from wherry.builder.deps import Deps
 from wherry.builder.graph import Exec, NetworkMode
 from wherry.builder.run.agents import Agents
 from wherry.builder.run.mounts import Mounts, Plan, Written, prepare
-from wherry.builder.run.stubs import Stubs, find_missing, remove_stubs
+from wherry.builder.run.stubs import Stubs, find_missing, remove_placeholders, remove_stubs
 from wherry.builder.trees import Result
 from wherry.errors import Failed, WherryError, first_of
 from wherry.kernel import cgroup
@@ -174,6 +174,8 @@ class _Step:
         for stubs in self._stubs:
             await settle(remove_stubs, self._deps.snapshots, stubs)
         found = {number: written for number, written in self._plan.written.items() if number >= 0}
+        for written in found.values():
+            await settle(remove_placeholders, self._deps.snapshots, written.key)
         self._keep = frozenset(written.key for written in found.values())
         return found
 

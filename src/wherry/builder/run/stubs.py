@@ -1,5 +1,6 @@
 """Mount points a runtime makes for what it mounts: files and directories that are no part of a step's result."""
 
+import contextlib
 import os
 import stat
 from collections.abc import Sequence
@@ -8,6 +9,8 @@ from dataclasses import dataclass
 from wherry.kernel.files import closing, openat2
 from wherry.kernel.mount import detached
 from wherry.storage.snapshot import Snapshotter
+
+MTAB = "/etc/mtab"  # the one placeholder that is a link
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,30 @@ def remove_stubs(snapshots: Snapshotter, stubs: Stubs) -> None:
                 os.utime(fd, ns=(atime, mtime))
 
 
+def remove_placeholders(snapshots: Snapshotter, key: str) -> None:
+    """Take away what was made for any container where the snapshot holds it itself (placeholders.py); a layer is not to
+    have it. Blocking.
+    """
+    paths = sorted((os.fsdecode(path) for path in snapshots.placeholders(key)), key=lambda path: -path.count("/"))
+    if not paths:
+        return
+    below = snapshots.view(snapshots.parent_of_key(key))
+    with (
+        closing(os.open(snapshots.upper(key), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as root,
+        detached(below) as base,
+    ):
+        for path in paths:
+            _remove(root, f"/{path}")
+        for directory in {os.path.dirname(path) for path in paths}:
+            found = _lookup(base, directory or "/")
+            with (
+                contextlib.suppress(OSError),
+                closing(openat2(root, directory or ".", os.O_RDONLY | os.O_DIRECTORY)) as fd,
+            ):
+                if found is not None:
+                    os.utime(fd, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
 def _lookup(root: int, path: str) -> os.stat_result | None:
     try:
         fd = openat2(root, path, os.O_PATH)
@@ -74,7 +101,7 @@ def _remove(root: int, path: str) -> bool:
             found = os.stat(base, dir_fd=fd, follow_symlinks=False)
             if stat.S_ISDIR(found.st_mode):
                 os.rmdir(base, dir_fd=fd)
-            elif stat.S_ISREG(found.st_mode) and found.st_size == 0:
+            elif (stat.S_ISREG(found.st_mode) and found.st_size == 0) or (stat.S_ISLNK(found.st_mode) and path == MTAB):
                 os.unlink(base, dir_fd=fd)
             else:
                 return False

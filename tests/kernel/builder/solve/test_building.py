@@ -17,6 +17,7 @@ from wherry.builder.options import Export, Options
 from wherry.builder.records.record import Status
 from wherry.builder.run.program import ProgramFailed
 from wherry.errors import NotFound, WherryError
+from wherry.images.upkeep.check import check
 
 NO_NETWORK: dict[str, Any] = {"network": NetworkMode.NONE}
 
@@ -283,3 +284,19 @@ async def test_a_reproducible_build_verifies(site: Any) -> None:
         assert await job.verify(await job.frontend(Options(resolve=ResolveMode.LOCAL, **NO_NETWORK))) == []
     finally:
         await job.end()
+
+
+async def test_what_is_on_disk_is_what_the_image_unpacks_to(either: Any) -> None:
+    """Times with parts of a second, which archives lose, are the trap."""
+    either.write(a_txt="one", sub__b_txt="two")
+    for name in ("a.txt", "sub/b.txt", "sub"):
+        os.utime(either.client.path / name, ns=(1_650_000_000_123_456_789, 1_650_000_000_123_456_789))
+    done = await either.build(
+        "FROM busybox\nCOPY . /app/\nRUN echo x > /x; cp -p /app/a.txt /y; mkdir /z; chown 1:1 /app/sub/b.txt\n",
+        exports=(Export(type="image", attributes={"name": "mine"}),),
+        **NO_NETWORK,
+    )
+    assert done.stat("app/a.txt").st_mtime_ns == 1_650_000_000_000_000_000
+    assert done.stat("y").st_mtime_ns == 1_650_000_000_000_000_000
+    report = await check(either.world.deps, progress=lambda message: None)
+    assert report.problems == []
