@@ -1,6 +1,5 @@
 """The classic way to build, with the stock CLI (DOCKER_BUILDKIT=0), docker-py and by hand."""
 
-import contextlib
 import io
 import json
 import os
@@ -19,6 +18,8 @@ from harness import images
 from harness.api import UnixConnection
 from harness.buildx import building_engine, docker_classic
 from harness.engine import Cli, Engine
+from harness.registry import PASSWORD, USER, Registry
+from harness.web import web_server
 
 pytestmark = pytest.mark.not_dockerd("looks at what only this engine has")
 
@@ -147,24 +148,6 @@ def test_the_same_context_gives_the_same_image(engine: Engine) -> None:
     assert engine.api.get(f"/images/{first}/json")["Created"].startswith("2023-11-14")  # of the newest file
 
 
-@contextlib.contextmanager
-def web_server(engine: Engine, root: Path) -> Iterator[str]:
-    """Files of `root` at a port of the engine's box."""
-    argv = ["python3", "-m", "http.server", "8123", "--bind", "127.0.0.1", "--directory", str(root)]
-    process = engine.box.spawn(argv, log=root.parent / "web.log")
-    try:
-        until = time.monotonic() + 20
-        while ":1FBB " not in engine.box.run("cat", "/proc/net/tcp"):
-            assert time.monotonic() < until, "the web server does not listen"
-            time.sleep(0.02)
-        yield "http://127.0.0.1:8123"
-    finally:
-        for pid, words in engine.box.processes().items():
-            if str(root) in words:
-                engine.box.kill(pid)
-        process.wait(30)
-
-
 def test_contexts_are_fetched_from_the_web_and_from_git(engine: Engine, tmp_path: Path) -> None:
     root = tmp_path / "web"
     root.mkdir()
@@ -184,7 +167,7 @@ def test_contexts_are_fetched_from_the_web_and_from_git(engine: Engine, tmp_path
         ["git", "-C", str(bare), "update-server-info"],
     ):
         subprocess.run(argv, check=True, capture_output=True)
-    with web_server(engine, root) as url:
+    with web_server(engine.box, root) as url:
         alone = build(engine, b"", f"remote={url}/alone")
         assert engine.api.get(f"/images/{image_id(alone)}/json")["Config"]["Labels"] == {"from": "alone"}
         assert "a" in files_of(engine, image_id(build(engine, b"", f"remote={url}/context.tar")))
@@ -193,6 +176,25 @@ def test_contexts_are_fetched_from_the_web_and_from_git(engine: Engine, tmp_path
         refused = engine.api.request("POST", f"/build?remote={url}/nothing")
         assert refused.status >= 400
         assert "404" in refused.message
+
+
+def test_credentials_of_the_request_open_a_private_registry(engine: Engine, docker: Cli, tmp_path: Path) -> None:
+    (tmp_path / "busybox.tar").write_bytes(images.docker_archive([images.busybox()]))
+    with Registry(engine.box, tmp_path / "registry", 5001, private=True).running() as registry:
+        base = registry.push(f"docker-archive:{tmp_path}/busybox.tar:busybox:latest", "team/base:1")
+        dockerfile = f"FROM {base}\nRUN echo private > /p\n"
+        refused = docker("build", "-", input=dockerfile, check=False)
+        assert refused.code == 1
+        assert "no basic auth credentials" in refused.err
+        docker("login", "-u", USER, "--password-stdin", registry.address, input=PASSWORD)
+        try:
+            for client in (docker, engine.wherry):
+                client("build", "--no-cache", "-t", "from-private", "-", input=dockerfile)
+                assert docker("run", "--rm", "from-private", "cat", "/p").out == "private\n"
+            engine.wherry("build", "-t", f"{registry.address}/team/made:1", "--push", "-", input=dockerfile)
+            assert registry.digest("team/made:1")
+        finally:
+            docker("logout", registry.address)
 
 
 def test_a_client_that_goes_away_ends_its_build(engine: Engine) -> None:

@@ -16,6 +16,7 @@ import pytest
 from harness import images
 from harness.buildx import building_engine
 from harness.engine import Cli, Engine
+from harness.web import web_server
 
 pytestmark = pytest.mark.not_dockerd("looks at what only this engine has")
 
@@ -161,6 +162,32 @@ def test_contexts_come_on_standard_input(wherry: Cli, context: Path, tmp_path: P
     )
     wherry("build", "-f", "sub/My.df", "-o", str(tmp_path / "out"), "-", input=archive)
     assert (tmp_path / "out/a").stat().st_size == 1 << 20
+
+
+def test_contexts_are_fetched_by_the_engine(engine: Engine, wherry: Cli, tmp_path: Path) -> None:
+    web, work = tmp_path / "web", tmp_path / "work"
+    (work / "sub").mkdir(parents=True)
+    web.mkdir()
+    (work / "sub/Dockerfile").write_text("FROM scratch\nCOPY a /\n")
+    (work / "sub/a").write_text("from git")
+    (web / "c.tar").write_bytes(
+        images.tar([images.Entry(name="Dockerfile", data=b"FROM scratch\nCOPY a /\n"), images.Entry(name="a")])
+    )
+    for argv in (
+        ["git", "init", "-q", "-b", "main", str(work)],
+        ["git", "-C", str(work), "add", "."],
+        ["git", "-C", str(work), "-c", "user.name=x", "-c", "user.email=x@x", "commit", "-qm", "x"],
+        ["git", "clone", "-q", "--bare", str(work), str(web / "r.git")],
+        ["git", "-C", str(web / "r.git"), "update-server-info"],
+    ):
+        subprocess.run(argv, check=True, capture_output=True)
+    with web_server(engine.box, web) as url:
+        wherry("build", "-o", str(tmp_path / "git"), f"{url}/r.git#main:sub")
+        wherry("build", "-o", str(tmp_path / "tar"), f"{url}/c.tar")
+        missing = wherry("build", f"{url}/nothing.tar", check=False)
+    assert (tmp_path / "git/a").read_text() == "from git"
+    assert (tmp_path / "tar/a").exists()
+    assert (missing.code, "404" in missing.err) == (1, True)
 
 
 def test_what_is_wrong_is_shown_where_it_stands(wherry: Cli, context: Path) -> None:
