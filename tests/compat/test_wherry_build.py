@@ -16,6 +16,7 @@ import pytest
 from harness import images
 from harness.buildx import building_engine
 from harness.engine import Cli, Engine
+from harness.needs import require_programs
 from harness.web import web_server
 
 pytestmark = pytest.mark.not_dockerd("looks at what only this engine has")
@@ -151,6 +152,19 @@ def test_secrets_and_agents_reach_their_steps_and_nothing_else(wherry: Cli, tmp_
     log = wherry("builds", "logs", wherry("builds", "ls", "-q", "-n", "1").text).out
     assert "word value" in log, "the test in the Dockerfile"
     assert "GIVEN=value" not in log
+
+
+def test_a_key_is_lent_to_a_step_by_an_agent_of_its_own(engine: Engine, wherry: Cli, tmp_path: Path) -> None:
+    require_programs("ssh-agent", "ssh-add", "ssh-keygen")
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "mine", "-f", str(key)], check=True)
+    wherry("build", "--ssh", f"k={key}", "-", input="FROM busybox\nRUN --mount=type=ssh,id=k test -S $SSH_AUTH_SOCK\n")
+    (tmp_path / "broken").write_text("no key")
+    (tmp_path / "broken").chmod(0o600)
+    broken = wherry("build", "--ssh", f"default={tmp_path}/broken", "-", input="FROM busybox\n", check=False)
+    assert (broken.code, f"failed to parse {tmp_path}/broken" in broken.err) == (1, True)
+    left = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert "/wherry-ssh-" not in left
 
 
 def test_contexts_come_on_standard_input(wherry: Cli, context: Path, tmp_path: Path) -> None:

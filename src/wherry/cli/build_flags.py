@@ -89,7 +89,12 @@ BUILD_FLAGS = (
     Flag("secret", "", LIST, 'Secret to expose to the build (format: "id=mysecret[,src=/local/secret]")'),
     Flag("shm-size", "", BYTES, "Shared memory size for build containers"),
     Flag("squash", "", BOOL, "Squash newly built layers into a single new layer"),
-    Flag("ssh", "", LIST, 'SSH agent socket or keys to expose to the build (format: "default|<id>[=<socket>]")'),
+    Flag(
+        "ssh",
+        "",
+        LIST,
+        'SSH agent socket or keys to expose to the build (format: "default|<id>[=<socket>|<key>[,<key>]]")',
+    ),
     Flag("tag", "t", LIST, 'Name and optionally a tag (format: "name:tag")'),
     Flag("target", "", STRING, "Set the target build stage to build"),
     Flag("ulimit", "", LIST, "Ulimit options", shown="ulimit", check=lambda text: _ulimit(text)),

@@ -84,6 +84,7 @@ class Plan:
         self.files: dict[str, dict[str, bytes]] = {}  # name -> files of a directory that is only here
         self.secrets: dict[str, Secret] = {}
         self.agents: dict[str, str] = {}  # id -> socket
+        self.keys: dict[str, list[str]] = {}  # id -> files, for an agent of this build's own
         self.stores: dict[str, str] = {}  # content store -> OCI layout
         self.archive: bytes | None = None  # beginning of the context on standard input
         self.call = ""
@@ -325,22 +326,27 @@ def _add_secrets(cli: CLI, plan: Plan, flags: Flags) -> None:
 
 
 def _add_agents(cli: CLI, plan: Plan, flags: Flags) -> None:
-    for text in flags.texts("ssh"):
-        identifier, _, path = text.partition("=")
-        path = path or cli.environ.get("SSH_AUTH_SOCK", "")
-        if not path:
-            raise Failure("invalid empty ssh agent socket: make sure SSH_AUTH_SOCK is set")
-        import stat
+    """`id`, `id=socket`, `id=key,key`."""
+    import stat
 
-        try:
-            is_socket = stat.S_ISSOCK(os.stat(path).st_mode)
-        except OSError as exc:
-            raise Failure(f"failed to stat {path}: {(exc.strerror or '').lower()}") from None
-        if not is_socket:
-            raise Failure(
-                f"{path} is no socket of an ssh agent: add the key to yours (`ssh-add {path}`), and give --ssh default"
-            )
-        plan.agents[identifier or "default"] = path
+    for text in flags.texts("ssh"):
+        identifier, _, given = text.partition("=")
+        identifier = identifier or "default"
+        paths = given.split(",") if given else [cli.environ.get("SSH_AUTH_SOCK", "")]
+        if not paths[0]:
+            raise Failure("invalid empty ssh agent socket: make sure SSH_AUTH_SOCK is set")
+        sockets = 0
+        for path in paths:
+            try:
+                sockets += stat.S_ISSOCK(os.stat(path).st_mode)
+            except OSError as exc:
+                raise Failure(f"failed to open {path}: {(exc.strerror or '').lower()}") from None
+        if not sockets:
+            plan.keys[identifier] = paths
+        elif len(paths) > 1:
+            raise Failure("only single socket allowed")
+        else:
+            plan.agents[identifier] = paths[0]
 
 
 # --- caches, attestations, outputs ------------------------------------------------------------------------------------

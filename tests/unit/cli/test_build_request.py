@@ -197,11 +197,16 @@ def test_secrets_are_files_or_variables(planned: Planned, tmp_path: Path) -> Non
     assert found == {"a": ("file", ""), "b": ("b", ""), "c": ("", "c"), "d": ("", "X"), "e": ("", "e")}
 
 
-def test_agents_are_sockets(planned: Planned, tmp_path: Path) -> None:
+def test_agents_are_sockets_or_made_of_keys(planned: Planned, tmp_path: Path) -> None:
+    for key in ("a", "b"):
+        (tmp_path / key).write_text("a key")
     with socket.socket(socket.AF_UNIX) as agent:
         agent.bind("agent")
-        plan = planned("--ssh", "default", "--ssh", "other=agent", environ={"SSH_AUTH_SOCK": "agent"})
+        plan = planned("--ssh", "default", "--ssh", "other=agent", "--ssh", "k=a,b", environ={"SSH_AUTH_SOCK": "agent"})
+        with pytest.raises(Failure, match="only single socket allowed"):
+            planned("--ssh", "k=agent,a")
     assert plan.agents == {"default": "agent", "other": "agent"}
+    assert plan.keys == {"k": ["a", "b"]}
 
 
 def test_named_contexts(planned: Planned, tmp_path: Path) -> None:
@@ -248,7 +253,7 @@ def test_caches(planned: Planned, tmp_path: Path) -> None:
         (["--secret", "id=x,src=nope"], "failed to stat nope"),
         (["--secret", "id=x,what=1"], "unexpected key 'what'"),
         (["--ssh", "default"], "make sure SSH_AUTH_SOCK is set"),
-        (["--ssh", "default=context/Dockerfile"], "no socket of an ssh agent"),
+        (["--ssh", "default=nope"], "failed to open nope: no such file or directory"),
         (["--build-context", "x"], "expected key=value"),
         (["--build-context", "x=nope"], 'path "nope" not found'),
         (["--build-context", "x=oci-layout://nope"], "failed to get build context x"),

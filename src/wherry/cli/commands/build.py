@@ -85,6 +85,7 @@ def choose_display(cli: CLI, flags: Flags) -> tuple[Display, Board, int | None]:
 def run(cli: CLI, flags: Flags, arguments: list[str]) -> int:
     from wherry.cli.build_plain import failure_text, warnings_text
     from wherry.cli.build_session import SIGNALS, Session
+    from wherry.cli.build_ssh import KeyAgents
     from wherry.cli.signals import Inbox
 
     plan = plan_build(cli, flags, arguments[0])
@@ -97,7 +98,8 @@ def run(cli: CLI, flags: Flags, arguments: list[str]) -> int:
             raise Failure("this engine is not Wherry's, which `build` needs: use docker's own here") from None
         raise
     try:
-        with Inbox(SIGNALS) as inbox:
+        with KeyAgents(plan.keys) as agents, Inbox(SIGNALS) as inbox:
+            plan.agents.update(agents.sockets)
             session = Session(cli, plan, hijacked, inbox, display)
             end = session.run(interval=interval)
     finally:
