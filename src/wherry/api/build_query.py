@@ -94,6 +94,8 @@ def read(call: Call) -> BuildRequest:
 
 def _attributes(call: Call, network: NetworkMode) -> dict[str, str]:
     """In the words of BuildKit's clients, some of whose build arguments mean something to the builder."""
+    if "," in call.text("platform"):
+        raise InvalidParameter("the classic builder builds for one platform at a time: use `wherry build`, or buildx")
     found = {
         "filename": call.text("dockerfile") or "Dockerfile",
         "target": call.text("target"),

@@ -130,6 +130,7 @@ def test_build_arguments_that_mean_something_to_the_builder_do_here_too() -> Non
         ({"t": "x@sha256:" + "a" * 64}, "refusing to create a tag with a digest reference"),
         ({"platform": "a/b/c/d"}, '"a/b/c/d": invalid platform specifier'),
         ({"buildargs": '{"SOURCE_DATE_EPOCH":"x"}'}, "invalid build-arg:SOURCE_DATE_EPOCH"),
+        ({"platform": "linux/amd64,linux/arm64"}, "one platform at a time"),
         ({"version": "3"}, 'invalid version "3"'),
         ({"securityopt": '["x"]'}, "does not support setting security options on build"),
         ({"shmsize": "abc"}, 'parsing "abc": invalid syntax'),
