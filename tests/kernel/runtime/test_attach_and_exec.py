@@ -202,7 +202,11 @@ async def test_input_of_an_exec_ends_with_its_client(world, runtime):
 
 async def test_an_exec_on_a_terminal_is_resized(world, runtime):
     shim = await world.started(["sleep", "60"], runtime)
-    script = "stty size; trap 'stty size; exit 5' WINCH; echo ready; while true; do sleep 0.05; done"
+    # crun sets no size in an exec: it comes from us, a moment after the program has begun
+    script = (
+        "until stty size 2>/dev/null; do sleep 0.01; done; "
+        "trap 'stty size; exit 5' WINCH; echo ready; while true; do sleep 0.05; done"
+    )
     handle = await shim.exec(
         ExecSpec(id="b" * 64, args=["sh", "-c", script], env=ENV, tty=True, stdin=True, console_size=(11, 22))
     )
