@@ -5,6 +5,7 @@ whose `docker build` is the classic one.
 """
 
 import contextlib
+import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def building_engine(archive: bytes, *, args: Sequence[str] = ()) -> Iterator[Eng
     """A daemon for builds in a box of its own, with the images of `archive`.
 
     In the end everything it made goes, build cache too, and then nothing may be left: neither what `Before` looks for
-    nor cgroups of steps nor trees of the cache.
+    nor cgroups of steps, nor anything in the data root.
     """
     with Box() as box:
         root = short_root()
@@ -93,7 +94,18 @@ def remove_cgroups(parent: str) -> None:
             (hierarchy / parent.strip("/")).rmdir()
 
 
+EMPTY = (  # folders of the data root when neither an image nor the cache has anything; records of builds stay
+    *("layers", "blobs/sha256", "work", "rw", "ingest", "uploads", "removed"),
+    *(f"build/{name}" for name in ("contexts", "caches", "scratch", "git/mirrors", "git/checkouts", "http")),
+)
+
+
 def trees_left(engine: Engine) -> list[str]:
-    """Layers and blobs in the data root, of which there are none when neither an image nor the cache has one."""
-    found = [f"file {path}" for path in sorted((engine.data_root / "layers").glob("*"))]
-    return found + [f"file {path}" for path in sorted((engine.data_root / "blobs/sha256").glob("*"))]
+    """What is in the data root of a stopped daemon from which all was removed."""
+    found = [f"file {path}" for folder in EMPTY for path in sorted((engine.data_root / folder).glob("*"))]
+    if not engine.is_dockerd:
+        with contextlib.closing(sqlite3.connect(engine.data_root / "state.db")) as state:
+            for table in ("leases", "endpoints", "build_cache"):
+                count = state.execute(f"SELECT count(*) FROM {table}").fetchone()[0]
+                found += [f"{count} rows of {table}"] if count else []
+    return found
