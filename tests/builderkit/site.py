@@ -12,10 +12,11 @@ from typing import Any
 from harness.images import busybox, docker_archive
 from imagekit.world import World
 from wherry.aio import Background
-from wherry.builder.build import Builder, Built, Job
+from wherry.builder.build import Builder
 from wherry.builder.client import NoClient, Transferred
 from wherry.builder.deps import Deps, Settings
 from wherry.builder.graph import LocalSource, ResolveMode
+from wherry.builder.job import Built, Job
 from wherry.builder.log import LogEvent, VertexEvent
 from wherry.builder.options import Export, Options
 from wherry.builder.trees import Directory, Tree

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from aiohttp import web
@@ -26,12 +25,13 @@ from wherry.api.build_query import BuildRequest, read
 from wherry.api.build_steps import steps_of
 from wherry.api.call import Call
 from wherry.api.progress import Pending, Report, follow
-from wherry.api.router import Router
-from wherry.builder.build import Builder, Cancelled, Job, PruneOptions, Usage
+from wherry.builder.build import Builder
 from wherry.builder.dockerfile.stages import parse_dockerfile
 from wherry.builder.graph import HttpSource
+from wherry.builder.job import Cancelled, Job
 from wherry.builder.loading import DEFAULT, read_file
 from wherry.builder.log import VertexEvent
+from wherry.builder.solve.upkeep import PruneOptions
 from wherry.builder.sources import tarball
 from wherry.builder.sources.urls import parse_git
 from wherry.builder.trees import Directory
@@ -50,12 +50,6 @@ LAST_LINES = 5000  # of a quiet build, told when it fails
 Wait = Callable[[], Awaitable[None]]
 
 _REF = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}\Z")
-
-
-def add(router: Router) -> None:
-    router.add("POST", "/build", build)
-    router.add("POST", "/build/cancel", cancel)
-    router.add("POST", "/build/prune", prune)
 
 
 async def build(call: Call) -> web.StreamResponse:
@@ -302,27 +296,3 @@ def _keep_duration(until: str | None) -> int:
         return 0
     now = time.time_ns()
     return max(now - parse_time(until, now=now), 1)
-
-
-async def cache_usage(call: Call) -> list[dict[str, object]]:
-    """For /system/df."""
-    return [_cache_document(each) for each in await call.services.builder.usage()]
-
-
-def _cache_document(each: Usage) -> dict[str, object]:
-    return {
-        "ID": each.id,
-        "Parents": list(each.parents) or None,
-        "Type": each.type,
-        "Description": each.description,
-        "InUse": each.in_use,
-        "Shared": each.shared,
-        "Size": each.size,
-        "CreatedAt": _time(each.created),
-        "LastUsedAt": _time(each.used) if each.used else None,
-        "UsageCount": each.uses,
-    }
-
-
-def _time(ns: int) -> str:
-    return datetime.fromtimestamp(ns / 1e9, UTC).isoformat().replace("+00:00", "Z")

@@ -15,8 +15,8 @@ from wherry.api.call import Call
 from wherry.api.hijack import Stream, hijack
 from wherry.api.services import Services
 from wherry.builder.attributes import from_attributes
-from wherry.builder.build import Built, Cancelled, Job
 from wherry.builder.dockerfile.errors import DockerfileError, excerpt
+from wherry.builder.job import Built, Cancelled, Job
 from wherry.builder.log import LogEvent
 from wherry.builder.options import CacheTransfer, Export, Options
 from wherry.builder.run.program import Failure, OnError
@@ -122,6 +122,8 @@ def _project(head: Head) -> str:
 
 
 async def _result(job: Job, options: Options, exports: list[Export], *, verify: bool) -> tuple[Built, dict[str, str]]:
+    if verify:  # what the cache has may be of other times: both builds are made of the same
+        options = replace(options, no_cache=True)
     built = await job.frontend(options)
     if built.metadata:
         return built, {}

@@ -11,23 +11,12 @@ POST   /builds                       build
 import msgspec
 from aiohttp import web
 
-from wherry.api.build_door import open_door
 from wherry.api.build_output import document
 from wherry.api.call import Call
 from wherry.api.connection import JSON
-from wherry.api.router import Router
 from wherry.builder.records.record import Record, explain
 
 _encode = msgspec.json.Encoder().encode
-
-
-def add(router: Router) -> None:
-    router.add("GET", "/builds", list_)
-    router.add("POST", "/builds", open_door)
-    router.add("GET", "/builds/{id}/logs", logs)
-    router.add("GET", "/builds/{id}/explain", explain_)
-    router.add("GET", "/builds/{id}", inspect)
-    router.add("DELETE", "/builds/{id}", remove)
 
 
 async def list_(call: Call) -> web.StreamResponse:

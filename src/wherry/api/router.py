@@ -5,6 +5,7 @@ more characters, slashes included; patterns of one first segment are tried in th
 a path that exists with another method is "page not found", too.
 """
 
+import importlib
 import re
 from collections.abc import Awaitable, Callable, Mapping
 
@@ -25,6 +26,16 @@ _NOTHING: Mapping[str, str] = {}
 # What podman, buildah and skopeo ask for (`docker-daemon:NAME`), for years by version 1.22: the same in all versions.
 _UNCHANGED = frozenset({"/images/get", "/images/load"})
 _UNCHANGED_SINCE = parse_version("1.22")
+
+
+def later(module: str, name: str) -> Handler:
+    """The handler `name` of `module`, which is loaded by the first request."""
+
+    async def handle(call: Call) -> web.StreamResponse:
+        handler: Handler = getattr(importlib.import_module(module), name)
+        return await handler(call)
+
+    return handle
 
 
 class Router:

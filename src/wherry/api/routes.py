@@ -2,7 +2,7 @@
 
 from wherry.api import (
     archives,
-    builds,
+    building,
     check,
     containers,
     events,
@@ -17,7 +17,6 @@ from wherry.api import (
     system,
     volumes,
 )
-from wherry.api import build as building
 from wherry.api.router import Router
 from wherry.api.server import Server
 from wherry.api.services import Services
@@ -41,7 +40,6 @@ def router() -> Router:
         system,
         grpc,
         building,
-        builds,
         missing,
     ):
         room.add(found)

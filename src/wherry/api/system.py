@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from aiohttp import web
 
 from wherry.api import host
-from wherry.api.build import cache_usage
 from wherry.api.call import Call
 from wherry.api.images import container_ids
 from wherry.api.registries import describe
 from wherry.api.router import Router
 from wherry.api.services import API_VERSION, MIN_API_VERSION, EngineFacts
+from wherry.builder.solve.upkeep import Usage
 from wherry.containers.record import Status
 from wherry.containers.views import listing
 from wherry.errors import InvalidParameter
@@ -171,5 +171,24 @@ async def disk_usage(call: Call) -> web.StreamResponse:
     if "volume" in asked:
         found["Volumes"] = await services.volumes.disk_usage()
     if "build-cache" in asked:
-        found["BuildCache"] = await cache_usage(call)
+        found["BuildCache"] = [_build_cache(each) for each in await call.services.builder.usage()]
     return call.reply(found)
+
+
+def _build_cache(each: Usage) -> dict[str, object]:
+    return {
+        "ID": each.id,
+        "Parents": list(each.parents) or None,
+        "Type": each.type,
+        "Description": each.description,
+        "InUse": each.in_use,
+        "Shared": each.shared,
+        "Size": each.size,
+        "CreatedAt": _moment(each.created),
+        "LastUsedAt": _moment(each.used) if each.used else None,
+        "UsageCount": each.uses,
+    }
+
+
+def _moment(ns: int) -> str:
+    return datetime.fromtimestamp(ns / 1e9, UTC).isoformat().replace("+00:00", "Z")

@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from wherry import ids
 from wherry.aio import settle
@@ -21,10 +22,9 @@ from wherry.builder.client import Client
 from wherry.builder.contexts import ContextPool
 from wherry.builder.deps import Deps
 from wherry.builder.export.seal import forget_lost
-from wherry.builder.job import Built, BuiltPlatform, Cancelled, Job
 from wherry.builder.log import BuildLog
 from wherry.builder.options import Export
-from wherry.builder.records.record import Exporter, Status
+from wherry.builder.records.record import Exporter
 from wherry.builder.records.store import Records
 from wherry.builder.run.program import OnError
 from wherry.builder.solve.cache import Cache
@@ -36,12 +36,13 @@ from wherry.errors import NotFound, WherryError
 from wherry.events import Event
 from wherry.storage.tree import remove_tree
 
+if TYPE_CHECKING:  # the language and the exporters are loaded by the first build
+    from wherry.builder.job import BuiltPlatform, Job
+
 log = logging.getLogger(__name__)
 
 COLLECTION_INTERVAL = 600.0  # s: the files of cache mounts are counted for it
 HANDED_OUT = 1000  # results that clients may still refer to
-
-__all__ = ["Builder", "Built", "BuiltPlatform", "Cancelled", "Job", "PruneOptions", "Usage"]
 
 
 class Builder:
@@ -97,6 +98,8 @@ class Builder:
         events = BuildLog()
         if recorded:
             events = (await self.records.begin(ref, attributes=attributes, exporters=exporters, frontend=frontend)).log
+        from wherry.builder.job import Job
+
         job = Job(self, ref, client=client, log=events, exports=exports, project=project, on_error=on_error)
         try:
             await job.open()
@@ -106,13 +109,13 @@ class Builder:
         self.jobs[ref] = job
         return job
 
-    def hand_out(self, built: BuiltPlatform) -> None:
+    def hand_out(self, built: "BuiltPlatform") -> None:
         """Results stay known by their id for a while: other builds may begin from them."""
         self.handed[built.id] = built
         while len(self.handed) > HANDED_OUT:
             self.handed.popitem(last=False)
 
-    def handed_out(self, result_id: str) -> BuiltPlatform:
+    def handed_out(self, result_id: str) -> "BuiltPlatform":
         try:
             return self.handed[result_id]
         except KeyError:
@@ -120,7 +123,7 @@ class Builder:
                 f"no result {result_id[:100]!r} of another build is known any more: build it again"
             ) from None
 
-    def ended(self, job: Job) -> None:
+    def ended(self, job: "Job") -> None:
         """Told by the job when it has let go of everything."""
         self.jobs.pop(job.ref, None)
         if self.deps.settings.collecting and not self.jobs and time.monotonic() > self._next_collection:
@@ -146,7 +149,7 @@ class Builder:
     async def close(self) -> None:
         """End all builds."""
         for job in list(self.jobs.values()):
-            await job.end(error=Cancelled("the daemon is stopping"), status=Status.CANCELED)
+            await job.end(error=asyncio.CancelledError("the daemon is stopping"))
         try:
             await self.cache.flush()
         except WherryError as exc:

@@ -20,9 +20,10 @@ from grpclib.exceptions import GRPCError
 
 from wherry.aio import finish
 from wherry.builder.attributes import from_attributes
-from wherry.builder.build import Builder, Built, BuiltPlatform, Cancelled, Job
+from wherry.builder.build import Builder
 from wherry.builder.client import Client, NoClient
 from wherry.builder.graph import Output
+from wherry.builder.job import Built, BuiltPlatform, Cancelled, Job
 from wherry.builder.log import Event
 from wherry.builder.options import CacheTransfer, Export, Options
 from wherry.buildkit import bk_pb2 as pb

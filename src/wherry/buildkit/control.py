@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Mapping
 from grpclib.const import Status
 from grpclib.server import Stream
 
-from wherry.builder.build import PruneOptions, Usage
 from wherry.builder.options import CacheTransfer, Export
+from wherry.builder.solve.upkeep import PruneOptions, Usage
 from wherry.buildkit import bk_pb2 as pb
 from wherry.buildkit.builds import Asked, Build, Builds, check_frontend
 from wherry.buildkit.channel import Tunnel

@@ -10,8 +10,8 @@ from fnmatch import fnmatch
 import msgspec
 
 from wherry.aio import settle
-from wherry.builder.build import Built, BuiltPlatform
 from wherry.builder.graph import ImageSource, Location, Range, ResolveMode
+from wherry.builder.job import Built, BuiltPlatform
 from wherry.builder.log import WarningEvent
 from wherry.builder.trees import Tree
 from wherry.buildkit import bk_pb2 as pb

@@ -98,7 +98,7 @@ BUILD_FLAGS = (
     Flag("tag", "t", LIST, 'Name and optionally a tag (format: "name:tag")'),
     Flag("target", "", STRING, "Set the target build stage to build"),
     Flag("ulimit", "", LIST, "Ulimit options", shown="ulimit", check=lambda text: _ulimit(text)),
-    Flag("verify", "", BOOL, "Build twice, the second time without cache, and show how the results differ"),
+    Flag("verify", "", BOOL, "Build twice without cache, and show how the results differ"),
 )
 
 

@@ -6,12 +6,13 @@ from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
-from wherry.builder.build import Built, BuiltPlatform, Cancelled, Usage
 from wherry.builder.contexts import ContextPool
 from wherry.builder.graph import Location
+from wherry.builder.job import Built, BuiltPlatform, Cancelled
 from wherry.builder.log import BuildLog, LogEvent, VertexEvent
 from wherry.builder.options import Options
 from wherry.builder.records.record import Record, Status
+from wherry.builder.solve.upkeep import Usage
 from wherry.builder.trees import SCRATCH
 from wherry.errors import Conflict, NotFound
 from wherry.kernel.files import closing

@@ -7,12 +7,13 @@ from grpckit import joined
 from grpclib.const import Cardinality, Status
 from grpclib.exceptions import GRPCError
 
-from wherry.builder.build import Cancelled, Usage
 from wherry.builder.dockerfile.errors import DockerfileError
 from wherry.builder.graph import Location, Range, TreeSource
+from wherry.builder.job import Cancelled
 from wherry.builder.options import CacheTransfer, Call
 from wherry.builder.records.record import Produced, Record
 from wherry.builder.records.record import Status as RecordStatus
+from wherry.builder.solve.upkeep import Usage
 from wherry.buildkit import bk_pb2 as pb
 from wherry.buildkit.channel import Channel
 from wherry.buildkit.control import CONTROL

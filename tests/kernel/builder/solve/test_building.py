@@ -11,11 +11,11 @@ import pytest
 
 from builderkit.site import load_busybox, open_site
 from harness.descriptors import descriptors
-from wherry.builder.build import PruneOptions
 from wherry.builder.graph import NetworkMode, ResolveMode
 from wherry.builder.options import Export, Options
 from wherry.builder.records.record import Status
 from wherry.builder.run.program import ProgramFailed
+from wherry.builder.solve.upkeep import PruneOptions
 from wherry.errors import NotFound, WherryError
 from wherry.images.upkeep.check import check
 
