@@ -172,7 +172,10 @@ class Cache:
         return set(), {chain for entry in self._entries.values() for chain in entry.chains}
 
     def forget(self, keys: Iterable[str]) -> list[ChainID]:
-        """Drop entries, and the checksums of trees that go with them; the chains nothing here needs any more."""
+        """Drop entries, and the checksums of trees of which no entry is left; the chains nothing here needs any more.
+
+        An image may still have such a tree: it is read again when a build next takes files of it.
+        """
         gone: list[ChainID] = []
         for key in keys:
             if (entry := self._entries.pop(key, None)) is not None:
@@ -181,7 +184,7 @@ class Cache:
         left = self.roots()[1]
         dropped = [chain for chain in dict.fromkeys(gone) if chain not in left]
         for key, entry in list(self._entries.items()):
-            if entry.kind == CHECKSUM and entry.chain in dropped:
+            if entry.kind == CHECKSUM and entry.chain not in left:
                 del self._entries[key]
                 self._dirty.add(key)
         return dropped
