@@ -3,6 +3,7 @@
 What may differ is taken out first: the program's name, identifiers made by the call, and times.
 """
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -225,4 +226,8 @@ def test_following_logs_ends_with_control_c(world: Engine) -> None:
         with cli.terminal("logs", "-f", "one") as terminal:
             terminal.expect("err")
             terminal.send(b"\x03")
+            with contextlib.suppress(AssertionError):  # once in many a first one was lost on a loaded machine
+                terminal.wait(timeout=5)
+            if terminal.process.poll() is None:
+                terminal.send(b"\x03")
             assert terminal.wait() == 130
