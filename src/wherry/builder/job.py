@@ -116,7 +116,7 @@ class Job:
         self._solve: Solve | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._failed: Location | None = None
-        self._ended = False
+        self._opened = self._ended = False
 
     async def open(self) -> None:
         """Take the lease. `end` is the undo."""
@@ -134,6 +134,7 @@ class Job:
 
         self._ahead = Ahead(self._deps.images, self.lease, self._exports)
         self._held.push_async_callback(self._ahead.close)
+        self._opened = True
 
     def solver(self, epoch: int | None = None) -> Solve:
         """The job's one; `epoch` (s) counts for the first call."""
@@ -436,7 +437,7 @@ class Job:
                 status or _status(error),
                 error=None if error is None else self._failure(error),
                 response=response,
-                inputs=list(self.sources.inputs),
+                inputs=list(self.sources.inputs) if self._opened else [],
                 results=self.produced,
             )
         self.log.close()

@@ -102,7 +102,7 @@ class _Made:
 class Solve:
     """One job's evaluation of graphs; vertices that several of them share are evaluated once.
 
-    `project` is by whose earlier builds a miss is explained. Use as an async context manager: leaving it ends all work.
+    `project` is by whose earlier builds a miss is explained. `close` ends all work.
     """
 
     def __init__(
@@ -436,7 +436,9 @@ class Solve:
             self._shared.cache.add(made.key, trees, description=vertex.name)
             return trees
 
-        key = f"{made.key} {self._id}" if vertex.ignore_cache else made.key
+        # a client's directory is only there as long as its own build
+        alone = vertex.ignore_cache or any(isinstance(each, Directory) for each in inputs)
+        key = f"{made.key} {self._id}" if alone else made.key
         trees = await self._shared.flights.join(key, work, emit)
         await self._lease.protect(chains=[layer.chain for tree in trees.values() for layer in tree.layers])
         self.trees[made.key] = trees
