@@ -1,17 +1,18 @@
 """The zygote: a small Python process that forks shims, so that none of them pays for starting an interpreter.
 
-    python -I -S -c '…; main()' <fd>     fd: SOCK_SEQPACKET to the daemon
+    python -I -S -c '…; main()' <fd> <pid>     fd: SOCK_SEQPACKET to the daemon; pid: the daemon's
 
 Each message is a byte and a shim's directory, with its fds: the control socket, and the sandbox's network namespace if
 there is one. The byte is `s` when mounts of the container are to reach the host, else `-`.
 The zygote answers nothing: a shim speaks for itself on its control socket, and one that could not be forked closes it.
-It ends when the daemon's end of the socket is closed. Shims outlive it. Stdlib only.
+It ends when the daemon's end of the socket is closed, or the daemon is gone. Shims outlive it. Stdlib only.
 """
 
 import contextlib
 import gc
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -23,7 +24,7 @@ from wherry.runtime.shim import frames, monitor
 from wherry.runtime.shim.loop import Loop
 from wherry.runtime.shim.streams import Session
 
-LOOK = 5.0  # s between looks whether the daemon is still there
+START = 30  # s it may take to come up, which is how long the daemon waits for it
 _MESSAGE = 4096  # bytes
 _FDS = 2
 
@@ -39,10 +40,13 @@ def _lower_file_limit() -> None:
 
 def main() -> None:
     """Serve until the daemon is gone."""
-    daemon = os.getppid()
+    signal.alarm(START)
     sock = socket.socket(fileno=int(sys.argv[1]))
     process.set_name("wherry-zygote")
     process.close_fds(keep=[sock.fileno()])
+    daemon = os.pidfd_open(int(sys.argv[2]))
+    if os.getppid() != int(sys.argv[2]):
+        return  # it was killed before we began, and its number may be another's
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the daemon's end is the zygote's, whatever a terminal sends
     os.chdir("/")
@@ -53,18 +57,18 @@ def main() -> None:
     gc.disable()
     gc.freeze()  # what is there now is shared by all shims as long as nobody writes to it
     sock.send(b"ready")
-    sock.settimeout(LOOK)
+    signal.alarm(0)
+    events = select.poll()
+    events.register(sock, select.POLLIN)
+    events.register(daemon, select.POLLIN)
     while True:
-        try:
-            message, fds, _, _ = socket.recv_fds(sock, _MESSAGE, _FDS)
-        except TimeoutError:
-            if os.getppid() != daemon:
-                return  # it was killed, and something it had begun still holds its end of the socket
-            continue
+        if any(fd == daemon for fd, _ in events.poll()):
+            return  # it was killed; something it had begun may still hold its end of the socket
+        message, fds, _, _ = socket.recv_fds(sock, _MESSAGE, _FDS)
         if not message:
             return
         try:
-            _fork(sock, os.fsdecode(message), fds)
+            _fork((sock.fileno(), daemon), os.fsdecode(message), fds)
         finally:
             for fd in fds:
                 os.close(fd)
@@ -100,7 +104,7 @@ def _rehearse() -> None:
     loop.close()
 
 
-def _fork(sock: socket.socket, order: str, fds: list[int]) -> None:
+def _fork(own: tuple[int, ...], order: str, fds: list[int]) -> None:
     try:
         pid = os.fork()
     except OSError:
@@ -108,7 +112,8 @@ def _fork(sock: socket.socket, order: str, fds: list[int]) -> None:
     if pid:
         return
     try:
-        sock.close()
+        for fd in own:
+            os.close(fd)
         monitor.main(order[1:], fds, shared=order[0] == "s")
     except BaseException:
         traceback.print_exc()  # to shim.log

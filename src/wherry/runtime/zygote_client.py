@@ -91,7 +91,7 @@ class Zygote:
             path = str(Path(wherry.__file__).parent.parent)
             try:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-I", "-S", "-c", _MAIN.format(path=path), str(theirs.fileno())],
+                    [sys.executable, "-I", "-S", "-c", _MAIN.format(path=path), str(theirs.fileno()), str(os.getpid())],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     start_new_session=True,
