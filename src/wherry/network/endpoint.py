@@ -1,6 +1,7 @@
 """What a container has on the network while it runs: values, shared with the container's record."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,9 +22,42 @@ class Endpoint:
     network_id: str
     endpoint_id: str
     mac: str
-    ip: str
+    ip: str  # "" = no IPv4
     prefix: int
-    gateway: str
+    gateway: str  # "" = none
     ip6: str = ""
     prefix6: int = 0
     gateway6: str = ""
+    interface: str = "eth0"  # in the container
+    driver: str = "bridge"
+    link_local_ips: Sequence[str] = ()
+    aliases: Sequence[str] = ()  # as asked for
+    names: Sequence[str] = ()  # all it answers to on this network: container name, aliases, short id
+    gw_priority: int = 0  # of those that have a gateway the highest is the default route, then the first by name
+    options: Mapping[str, str] = field(default_factory=dict)  # driver_opts of the endpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndpointRequest:
+    """One attachment as asked for."""
+
+    network: str  # name or id, as typed
+    ip: str = ""
+    ip6: str = ""
+    link_local_ips: Sequence[str] = ()
+    mac: str = ""
+    aliases: Sequence[str] = ()
+    names: Sequence[str] = ()  # container name and short id; the hostname is not one of them, as in Docker
+    links: Mapping[str, str] = field(default_factory=dict)  # alias to the full id of the container it means
+    gw_priority: int = 0
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NameServers:
+    """Where the container's resolver asks what it does not know itself."""
+
+    servers: Sequence[str] = ()  # upstream, in order; reached from the container's namespace
+    from_host: Sequence[str] = ()  # upstream that only the host reaches (its loopback): asked from the host's namespace
+    search: Sequence[str] = ()
+    options: Sequence[str] = ()  # ndots:1, timeout:2, ...
