@@ -1,11 +1,14 @@
 """IPAM: which subnet a network gets, and which address in it a container. Pure; the caller keeps what was given."""
 
+import hashlib
 import heapq
 import ipaddress
 import re
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from wherry.errors import Conflict, Failed, InvalidParameter
+from wherry.network.places import Interface, IPAddress, IPNetwork
 
 DEFAULT_POOLS: Sequence[tuple[str, int]] = (  # Docker's own, for networks of one host
     ("172.17.0.0/16", 16),
@@ -16,40 +19,55 @@ DEFAULT_POOLS: Sequence[tuple[str, int]] = (  # Docker's own, for networks of on
     ("172.28.0.0/14", 16),
     ("192.168.0.0/16", 20),
 )
+LARGEST_PREFIX6 = 126
+ULA_PREFIX, ULA_SIZE = 48, 64  # of our own IPv6 pool, and of each network's share
 LARGEST_PREFIX = 30  # a smaller subnet has no room for a gateway and a container
+
+N = TypeVar("N", bound=IPNetwork)
 
 _MAC = re.compile(r"[0-9a-fA-F]{2}(?:[:-][0-9a-fA-F]{2}){5}\Z")
 
 
-def parse_pools(pools: Iterable[tuple[str, int]]) -> list[tuple[ipaddress.IPv4Network, int]]:
+def parse_pools(pools: Iterable[tuple[str, int]]) -> list[tuple[IPNetwork, int]]:
     """Check `--default-address-pool`s. Raises InvalidParameter naming the bad one."""
     result = []
     for base, size in pools:
         try:
-            network = ipaddress.IPv4Network(base, strict=False)
+            network = ipaddress.ip_network(base, strict=False)
         except ValueError as exc:
             raise InvalidParameter(f"invalid default address pool {base}: {exc}") from exc
-        if not network.prefixlen <= size <= LARGEST_PREFIX:
+        largest = LARGEST_PREFIX if network.version == 4 else LARGEST_PREFIX6
+        if not network.prefixlen <= size <= largest:
             raise InvalidParameter(
-                f"invalid default address pool {base}: size {size} is not between {network.prefixlen} "
-                f"and {LARGEST_PREFIX}"
+                f"invalid default address pool {base}: size {size} is not between {network.prefixlen} and {largest}"
             )
         result.append((network, size))
     return result
 
 
-def choose_subnet(
-    pools: Sequence[tuple[ipaddress.IPv4Network, int]], busy: Iterable[ipaddress.IPv4Network]
-) -> ipaddress.IPv4Network:
-    """The first subnet of the pools that overlaps nothing in `busy`. Raises Failed when there is none."""
-    occupied = list(busy)
+def unique_local(seed: bytes) -> tuple[IPNetwork, int]:
+    """A pool of IPv6 subnets that no other engine has: RFC 4193, the global id drawn from `seed`."""
+    packed = b"\xfd" + hashlib.sha256(seed).digest()[:5] + bytes(10)
+    return ipaddress.IPv6Network((packed, ULA_PREFIX)), ULA_SIZE
+
+
+def choose_subnet(pools: Sequence[tuple[N, int]], busy: Iterable[IPNetwork]) -> N:
+    """The first subnet of the pools that overlaps nothing in `busy`. Raises Failed when there is none.
+
+    Walks over a busy network at once, however many subnets it covers.
+    """
+    occupied = sorted((int(other.network_address), int(other.broadcast_address), other.version) for other in busy)
     for base, size in pools:
-        for candidate in base.subnets(new_prefix=size):
-            if not any(candidate.overlaps(other) for other in occupied):
-                return candidate
+        step = 1 << (base.max_prefixlen - size)
+        number, end = int(base.network_address), int(base.broadcast_address)
+        for first, last, version in occupied:
+            if version == base.version and first < number + step and last >= number:
+                number = (last // step + 1) * step
+        if number + step - 1 <= end:
+            return type(base)((number, size))
     raise Failed(
         "could not find an available, non-overlapping IPv4 address pool among the defaults to assign to the network; "
-        "give one with --bip or --default-address-pool"
+        "give one with --subnet (--bip for the default bridge) or --default-address-pool"
     )
 
 
@@ -72,9 +90,9 @@ def gateway_of(subnet: ipaddress.IPv4Network) -> ipaddress.IPv4Interface:
     return ipaddress.IPv4Interface((subnet.network_address + 1, subnet.prefixlen))
 
 
-def mac_of(address: ipaddress.IPv4Address) -> str:
+def mac_of(address: ipaddress.IPv4Address | str) -> str:
     """Docker's MAC for an address: whoever gets the address next has the same, so no neighbour's ARP entry is wrong."""
-    return "02:42:" + address.packed.hex(":")
+    return "02:42:" + ipaddress.IPv4Address(address).packed.hex(":")
 
 
 def parse_mac(text: str) -> str:
@@ -88,18 +106,26 @@ def parse_mac(text: str) -> str:
 
 
 class Pool:
-    """Addresses of one subnet. Hands out the lowest that is free."""
+    """Addresses of one subnet, of either family. Hands out the lowest that is free."""
 
-    def __init__(self, gateway: ipaddress.IPv4Interface) -> None:
+    def __init__(
+        self, gateway: Interface, *, within: IPNetwork | None = None, auxiliary: Iterable[IPAddress] = ()
+    ) -> None:
+        """`within`: only addresses from there are handed out; any of the subnet can be reserved."""
         self.gateway = gateway
         self.subnet = gateway.network
-        self._first = int(self.subnet.network_address) + 1
-        self._last = int(self.subnet.broadcast_address) - 1
-        self._taken = {int(gateway.ip)}
-        self._next = self._first  # everything from here on was never given or is in _taken
+        self._make = type(gateway.ip)
+        self._lowest = int(self.subnet.network_address) + 1
+        self._highest = int(self.subnet.broadcast_address) - (self.subnet.version == 4)
+        inside = within or self.subnet
+        self._next = max(self._lowest, int(inside.network_address))  # from here on: never given, or in _taken
+        self._last = min(self._highest, int(inside.broadcast_address))
+        self._start = self._next
+        self._fixed = {int(gateway.ip), *map(int, auxiliary)}
+        self._taken = set(self._fixed)
         self._free: list[int] = []  # heap of addresses below _next that came back
 
-    def allocate(self) -> ipaddress.IPv4Address:
+    def allocate(self) -> IPAddress:
         """Raises Failed when the subnet is full."""
         while self._free:
             number = heapq.heappop(self._free)
@@ -110,25 +136,25 @@ class Pool:
             self._next += 1
             if number not in self._taken:
                 return self._take(number)
-        raise Failed(f"no available IPv4 addresses on this network's address pools: {self.subnet}")
+        raise Failed(f"no available IPv{self.subnet.version} addresses on this network's address pools: {self.subnet}")
 
-    def _take(self, number: int) -> ipaddress.IPv4Address:
+    def _take(self, number: int) -> IPAddress:
         self._taken.add(number)
-        return ipaddress.IPv4Address(number)
+        return self._make(number)
 
-    def reserve(self, address: ipaddress.IPv4Address) -> None:
+    def reserve(self, address: IPAddress) -> None:
         """Take this one. Raises Conflict when it is taken, InvalidParameter when it is not in the subnet."""
         number = int(address)
-        if not self._first <= number <= self._last:
+        if address.version != self.subnet.version or not self._lowest <= number <= self._highest:
             raise InvalidParameter(f"address {address} is not in subnet {self.subnet}")
         if number in self._taken:
             raise Conflict(f"Address already in use: {address}")
         self._taken.add(number)
 
-    def release(self, address: ipaddress.IPv4Address) -> None:
-        """Give back; idempotent. The gateway stays."""
+    def release(self, address: IPAddress) -> None:
+        """Give back; idempotent. Gateway and auxiliary addresses stay."""
         number = int(address)
-        if number in self._taken and address != self.gateway.ip:
+        if number in self._taken and number not in self._fixed:
             self._taken.discard(number)
-            if number < self._next:
+            if self._start <= number < self._next:
                 heapq.heappush(self._free, number)

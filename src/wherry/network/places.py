@@ -10,6 +10,7 @@ from wherry.network.endpoint import Port
 from wherry.network.records import NetworkRecord
 
 Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 

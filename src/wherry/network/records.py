@@ -40,6 +40,7 @@ class NetworkRecord:
     config_from: str = ""  # name of a config-only network
     options: Mapping[str, str] = field(default_factory=dict)  # of the driver, as given
     labels: Mapping[str, str] = field(default_factory=dict)
+    pending: bool = False  # being made or removed: taken away when a daemon starts and finds it
 
     @property
     def predefined(self) -> bool:
