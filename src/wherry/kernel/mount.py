@@ -29,10 +29,11 @@ _OPEN_TREE, _MOVE_MOUNT, _FSOPEN, _FSCONFIG, _FSMOUNT, _MOUNT_SETATTR = 428, 429
 _FSOPEN_CLOEXEC = 1
 _SET_FLAG, _SET_STRING, _CMD_CREATE = 0, 1, 6
 _FSMOUNT_CLOEXEC = 1
-_MOVE_FROM_EMPTY_PATH = 4
+_MOVE_FROM_EMPTY_PATH, _MOVE_TO_EMPTY_PATH = 0x4, 0x40
 _OPEN_TREE_CLONE, _OPEN_TREE_CLOEXEC = 1, os.O_CLOEXEC
 _AT_FDCWD, _AT_EMPTY_PATH, _AT_RECURSIVE = -100, 0x1000, 0x8000
 ATTR_RDONLY, ATTR_NOSUID, ATTR_NODEV, ATTR_NOEXEC = 1, 2, 4, 8
+_ATTR_IDMAP = 0x100000
 
 MAX_LOWERS = 500  # OVL_MAX_STACK
 _STRING_MAX = 255  # bytes fsconfig takes as one string
@@ -306,12 +307,13 @@ def mount_overlay_classic(
         mount_raw("overlay", target, "overlay", MS_RDONLY if read_only else 0, data)
 
 
-def attach(fd: int, target: str) -> None:
-    """Attach the detached mount `fd` at `target` (move_mount)."""
-    check(
-        libc.syscall(_MOVE_MOUNT, fd, b"", _AT_FDCWD, os.fsencode(target), _MOVE_FROM_EMPTY_PATH),
-        target,
-    )
+def attach(fd: int, target: str | int) -> None:
+    """Attach the detached mount `fd` at `target` (move_mount), a path or an fd of what it is to cover."""
+    if isinstance(target, int):
+        flags = _MOVE_FROM_EMPTY_PATH | _MOVE_TO_EMPTY_PATH
+        check(libc.syscall(_MOVE_MOUNT, fd, b"", target, b"", flags), "move_mount")
+    else:
+        check(libc.syscall(_MOVE_MOUNT, fd, b"", _AT_FDCWD, os.fsencode(target), _MOVE_FROM_EMPTY_PATH), target)
 
 
 @contextlib.contextmanager
@@ -332,9 +334,29 @@ def detached(mounts: Sequence[Mount]) -> Iterator[int]:
         os.close(kept)
 
 
-def clone_tree(source: str) -> int:
-    """A detached copy of the mount at `source` and all below it, for `attach` in any mount namespace."""
-    return _open_tree(source, recursive=True)
+def clone_tree(source: str | int, *, recursive: bool = True) -> int:
+    """A detached copy of what is at `source` (a path, or an fd of it), for `attach` in any mount namespace.
+
+    With the mounts below it, unless `recursive` is false. Its propagation is the source's: see `set_attributes`.
+    """
+    return _open_tree(source, recursive=recursive)
+
+
+def new_tmpfs(options: Sequence[str]) -> int:
+    """A new tmpfs, attached nowhere; `options` as mount(8) has them."""
+    parsed = parse_options(options)
+    with contextlib.ExitStack() as undo:
+        context = check(int(libc.syscall(_FSOPEN, b"tmpfs", _FSOPEN_CLOEXEC)), "tmpfs")
+        undo.callback(os.close, context)
+        configure = _configurer(context)
+        configure("source", "tmpfs")
+        for option in parsed.data:
+            key, separator, value = option.partition("=")
+            configure(key, value if separator else None)
+        if libc.syscall(_FSCONFIG, context, _CMD_CREATE, None, None, 0) < 0:
+            raise _explained(context, ctypes.get_errno(), "tmpfs")
+        attributes = parsed.flags & (ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC)  # MS_* of the same value
+        return check(int(libc.syscall(_FSMOUNT, context, _FSMOUNT_CLOEXEC, attributes)), "tmpfs")
 
 
 def open_detached(mounts: Sequence[Mount], *, attributes: int = ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC) -> int:
@@ -408,8 +430,10 @@ def _reopen(fd: int) -> int:
         os.close(fd)
 
 
-def _open_tree(source: str, *, recursive: bool) -> int:
+def _open_tree(source: str | int, *, recursive: bool) -> int:
     flags = _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
+    if isinstance(source, int):
+        return check(int(libc.syscall(_OPEN_TREE, source, b"", flags | _AT_EMPTY_PATH)), "open_tree")
     return check(int(libc.syscall(_OPEN_TREE, _AT_FDCWD, os.fsencode(source), flags)), source)
 
 
@@ -422,15 +446,26 @@ class _MountAttr(ctypes.Structure):
     )
 
 
+def set_attributes(
+    fd: int, attributes: int = 0, *, propagation: int = 0, userns: int | None = None, recursive: bool = True
+) -> None:
+    """Change the detached mount `fd` (mount_setattr, kernel 5.12), and those below it when `recursive`.
+
+    `attributes`: ATTR_* to set. `propagation`: MS_PRIVATE, MS_SLAVE or MS_SHARED; 0 leaves it. `userns`: an fd of the
+    user namespace whose id maps say which id of the file system (inside) is which id of the mount (outside).
+    """
+    attr = _MountAttr(attributes | (0 if userns is None else _ATTR_IDMAP), 0, propagation, userns or 0)
+    flags = _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    check(libc.syscall(_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr)), "mount_setattr")
+
+
 def _restrict(fd: int, attributes: int, name: str) -> None:
-    """Set ATTR_* on the detached mount `fd`, which is closed when that fails (mount_setattr, kernel 5.12)."""
-    attr = _MountAttr(attributes, 0, 0, 0)
-    flags = _AT_EMPTY_PATH | _AT_RECURSIVE
+    """Set ATTR_* on the detached mount `fd`, which is closed when that fails."""
     try:
-        check(libc.syscall(_MOUNT_SETATTR, fd, b"", flags, ctypes.byref(attr), ctypes.sizeof(attr)), name)
-    except OSError:
+        set_attributes(fd, attributes)
+    except OSError as exc:
         os.close(fd)
-        raise
+        raise OSError(exc.errno, exc.strerror, name) from exc
 
 
 def _overlay_new(
