@@ -24,6 +24,9 @@ _IRREGULAR = {
     "ipv6_address": "IPv6Address",
     "link_local_ips": "LinkLocalIPs",
     "ip_address": "IPAddress",
+    "ip_range": "IPRange",
+    "enable_ipv4": "EnableIPv4",
+    "enable_ipv6": "EnableIPv6",
     "ip_prefix_len": "IPPrefixLen",
     "ipv6_gateway": "IPv6Gateway",
     "global_ipv6_address": "GlobalIPv6Address",
@@ -296,6 +299,55 @@ class ExecStart(Document, frozen=True, kw_only=True):
     detach: bool = False
     tty: bool = False
     console_size: list[int] | None = None
+
+
+class IPAMPool(Document, frozen=True, kw_only=True):
+    subnet: str = ""
+    ip_range: str = ""
+    gateway: str = ""
+    auxiliary_addresses: dict[str, str] | None = None
+
+
+class IPAM(Document, frozen=True, kw_only=True):
+    driver: str = ""
+    config: list[IPAMPool] | None = None
+    options: dict[str, str] | None = None
+
+
+class ConfigReference(Document, frozen=True, kw_only=True):
+    network: str = ""
+
+
+class CreateNetwork(Document, frozen=True, kw_only=True):
+    """Body of `POST /networks/create`."""
+
+    name: str = ""
+    driver: str = ""
+    scope: str = ""
+    internal: bool = False
+    attachable: bool = False
+    ingress: bool = False
+    config_only: bool = False
+    config_from: ConfigReference | None = None
+    ipam: IPAM | None = None
+    enable_ipv4: bool | None = None
+    enable_ipv6: bool | None = None
+    options: dict[str, str] | None = None
+    labels: dict[str, str] | None = None
+
+
+class ConnectNetwork(Document, frozen=True, kw_only=True):
+    """Body of `POST /networks/{id}/connect`."""
+
+    container: str = ""
+    endpoint_config: EndpointSettings | None = None
+
+
+class DisconnectNetwork(Document, frozen=True, kw_only=True):
+    """Body of `POST /networks/{id}/disconnect`."""
+
+    container: str = ""
+    force: bool = False
 
 
 class CreateVolume(Document, frozen=True, kw_only=True):
