@@ -188,10 +188,12 @@ GROUPS: dict[str, Group] = {
     "network": Group(
         "Manage networks",
         {
+            "capture": Entry("network_lab", "capture", "Capture the packets of a container"),
             "connect": Entry("network", "connect", "Connect a container to a network"),
             "create": Entry("network", "create", "Create a network"),
             "disconnect": Entry("network", "disconnect", "Disconnect a container from a network"),
             "inspect": Entry("inspect", "network", "Display detailed information on one or more networks"),
+            "lab": Entry("network_lab", "lab", "Put latency, loss or a partition on a container's link"),
             "ls": Entry("network", "ls", "List networks"),
             "prune": Entry("prune", "network", "Remove all unused networks"),
             "rm": Entry("network", "rm", "Remove one or more networks"),

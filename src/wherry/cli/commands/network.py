@@ -16,6 +16,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+EGRESS = "wherry.egress"  # the option of a network that says what its containers may reach
+
 HEADERS = {
     "ID": "NETWORK ID",
     "Name": "NAME",
@@ -135,6 +137,17 @@ def ipam_config(flags: Flags) -> list[dict[str, Any]]:
     return entries
 
 
+def driver_options(flags: Flags) -> dict[str, str]:
+    """-o, and --egress as the option it is kept in."""
+    options = key_values(flags.texts("opt"))
+    if "egress" in flags.changed:
+        wanted = [part.removeprefix("allow=") for part in flags.texts("egress")]
+        if not wanted or any(not part or "=" in part for part in wanted) or ("none" in wanted and len(wanted) > 1):
+            raise Failure("invalid --egress: use allow=DOMAIN,CIDR,... or none")
+        options[EGRESS] = ",".join(wanted)
+    return options
+
+
 def create(cli: CLI, flags: Flags, arguments: list[str]) -> int:
     body: dict[str, Any] = {
         "Name": arguments[0],
@@ -145,7 +158,7 @@ def create(cli: CLI, flags: Flags, arguments: list[str]) -> int:
         "Attachable": flags.on("attachable"),
         "Ingress": flags.on("ingress"),
         "ConfigOnly": flags.on("config-only"),
-        "Options": key_values(flags.texts("opt")),
+        "Options": driver_options(flags),
         "Labels": key_values(flags.texts("label")),
         "IPAM": {
             "Driver": flags.text("ipam-driver"),
@@ -217,6 +230,7 @@ CREATE_FLAGS = (
     Flag("config-from", "", STRING, "The network from which to copy the configuration"),
     Flag("config-only", "", BOOL, "Create a configuration only network"),
     Flag("driver", "d", STRING, "Driver to manage the Network", default="bridge"),
+    Flag("egress", "", STRINGS, "Let containers reach only this (allow=DOMAIN,CIDR,...), or none"),
     Flag("gateway", "", STRINGS, "IPv4 or IPv6 Gateway for the master subnet"),
     Flag("ingress", "", BOOL, "Create swarm routing-mesh network"),
     Flag("internal", "", BOOL, "Restrict external access to the network"),
