@@ -168,9 +168,12 @@ def bind(source: str, target: str, *, recursive: bool = False, flags: int = 0) -
             raise
 
 
-def umount(target: str | os.PathLike[str], *, detach: bool = True) -> None:
-    """Take the topmost mount off `target`; detached: at once out of sight, gone when its last user is."""
-    flags = (MNT_DETACH if detach else 0) | UMOUNT_NOFOLLOW
+def umount(target: str | os.PathLike[str], *, detach: bool = True, follow: bool = False) -> None:
+    """Take the topmost mount off `target`; detached: at once out of sight, gone when its last user is.
+
+    A `target` that is a symbolic link is refused unless `follow`: an fd's name in /proc is one.
+    """
+    flags = (MNT_DETACH if detach else 0) | (0 if follow else UMOUNT_NOFOLLOW)
     check(libc.umount2(os.fsencode(target), flags), os.fspath(target))
 
 

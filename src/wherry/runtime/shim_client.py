@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -40,6 +41,7 @@ from wherry.runtime.control import (
     open_stream,
     read_exit,
 )
+from wherry.runtime.devices import Device
 from wherry.runtime.filters import Filters
 from wherry.runtime.oci import RuntimeSpec
 from wherry.runtime.shim.bundle import Bundle
@@ -220,6 +222,28 @@ class Shim:
         """Host pids of all its processes. Blocking, briefly."""
         return cgroup.processes(self.cgroups) or [self.pid]
 
+    async def attach_mount(self, path: str, part: Part) -> None:
+        """Mount a part of another tree at `path` of the running container, which is made when it is missing.
+
+        This and the three below raise Conflict, InvalidParameter, NotFound or Failed, and then have changed nothing.
+        """
+        await self._owner.change(self, "attach", path, part=part_document(part))
+
+    async def attach_tmpfs(self, path: str, options: Sequence[str]) -> None:
+        await self._owner.change(self, "attach", path, tmpfs=list(options))
+
+    async def detach_mount(self, path: str) -> None:
+        """Unmount what is at `path`; who has files of it open keeps them."""
+        await self._owner.change(self, "detach", path)
+
+    async def make_node(self, device: Device) -> None:
+        """Make a device node. Its use is allowed by the caller, through `cgroups`."""
+        await self._owner.change(self, "make-node", device.path, node=_node(device))
+
+    async def remove_node(self, device: Device) -> None:
+        """Remove the node of just this device; nothing happens when there is none."""
+        await self._owner.change(self, "remove-node", device.path, node=_node(device))
+
     async def destroy(self) -> None:
         """Kill whatever there is and wait until shim and container are gone. Idempotent."""
         with contextlib.suppress(Unreachable):
@@ -363,6 +387,23 @@ class Shims:
             raise
         return sock
 
+    async def change(self, shim: Shim, op: str, path: str, **details: object) -> None:
+        """Have a running container changed; see `shim.changes`."""
+        request = {"op": op, "path": path, "pid": shim.pid, "start": shim.pid_start, **details}
+        ours, theirs = socket.socketpair()
+        with theirs:
+            try:
+                ours.setblocking(False)
+                await self._zygote.change(str(self.directory(shim.id)), theirs.fileno())
+            except BaseException:
+                ours.close()
+                raise
+        try:
+            (_, writer), _ = await open_stream(ours, request)
+        except Unreachable as exc:
+            raise Failed(f"cannot change container {shim.id[:12]}: what was to do it was killed") from exc
+        writer.close()
+
     def note_end(self, shim: Shim) -> None:
         """Called when a control connection has ended, or has said that the container did."""
         if self._shims.get(shim.id) is not shim:
@@ -444,7 +485,7 @@ def _create_document(spec: ShimSpec) -> Document:
     return {
         "id": spec.id,
         "rootfs": _mount_documents(spec.rootfs),
-        "parts": [{"mounts": _mount_documents(part.mounts), "selector": part.selector} for part in spec.parts],
+        "parts": [part_document(part) for part in spec.parts],
         "runtime": {"path": spec.runtime.path, "args": spec.runtime.args},
         "log": {**asdict(spec.log), "attrs": dict(spec.log.attrs)},
         "user": spec.user,
@@ -454,6 +495,21 @@ def _create_document(spec: ShimSpec) -> Document:
         "stdin_once": spec.stdin_once,
         "console_size": spec.console_size,
     }
+
+
+def _node(device: Device) -> Document:
+    kind = stat.S_IFCHR if device.kind == "c" else stat.S_IFBLK
+    return {
+        "mode": kind | device.mode,
+        "major": device.major,
+        "minor": device.minor,
+        "uid": device.uid,
+        "gid": device.gid,
+    }
+
+
+def part_document(part: Part) -> Document:
+    return {**asdict(part), "mounts": _mount_documents(part.mounts)}
 
 
 def _mount_documents(mounts: Sequence[Mount]) -> list[Document]:

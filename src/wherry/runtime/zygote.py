@@ -3,7 +3,8 @@
     python -I -S -c '…; main()' <fd> <pid>     fd: SOCK_SEQPACKET to the daemon; pid: the daemon's
 
 Each message is a byte and a shim's directory, with its fds: the control socket, and the sandbox's network namespace if
-there is one. The byte is `s` when mounts of the container are to reach the host, else `-`.
+there is one. The byte is `s` when mounts of the container are to reach the host, `-` when not; `c` asks for no shim but
+for a change to the container that runs there (`shim.changes`), with the socket the request comes from.
 The zygote answers nothing: a shim speaks for itself on its control socket, and one that could not be forked closes it.
 It ends when the daemon's end of the socket is closed, or the daemon is gone. Shims outlive it. Stdlib only.
 """
@@ -20,7 +21,7 @@ import traceback
 
 from wherry.kernel import cgroup, process
 from wherry.logs.json_file import Encoder
-from wherry.runtime.shim import frames, monitor
+from wherry.runtime.shim import changes, frames, monitor
 from wherry.runtime.shim.loop import Loop
 from wherry.runtime.shim.streams import Session
 
@@ -114,6 +115,10 @@ def _fork(own: tuple[int, ...], order: str, fds: list[int]) -> None:
     try:
         for fd in own:
             os.close(fd)
+        if order[0] == "c":
+            changes.main(order[1:], fds)
+            sys.stderr.flush()
+            os._exit(0)
         monitor.main(order[1:], fds, shared=order[0] == "s")
     except BaseException:
         traceback.print_exc()  # to shim.log

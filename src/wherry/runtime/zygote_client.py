@@ -44,7 +44,15 @@ class Zygote:
 
         `shared`: what is mounted in the container may reach the host.
         """
-        order = os.fsencode(("s" if shared else "-") + directory)
+        await self._ask("s" if shared else "-", directory, fds)
+
+    async def change(self, directory: str, fd: int) -> None:
+        """Have it fork what changes the container that runs in `directory`, by a request that comes from the socket
+        `fd`. Raises Failed."""
+        await self._ask("c", directory, [fd])
+
+    async def _ask(self, kind: str, directory: str, fds: Sequence[int]) -> None:
+        order = os.fsencode(kind + directory)
         async with self._lock:
             for attempt in (1, 2):
                 if self._sock is None:

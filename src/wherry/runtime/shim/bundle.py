@@ -14,7 +14,7 @@ from typing import TypedDict, cast
 from wherry.errors import InvalidParameter
 from wherry.kernel import cgroup, process
 from wherry.kernel.cgroup import unescape
-from wherry.kernel.files import closing, openat2
+from wherry.kernel.files import openat2
 from wherry.kernel.mount import MS_SLAVE, Mount, attach, clone_tree, make_rslave, mount, mount_raw
 from wherry.runtime import users
 
@@ -154,30 +154,6 @@ def mount_rootfs(bundle: Bundle, mounts: Iterable[Mount]) -> None:
     os.makedirs(bundle.rootfs, exist_ok=True)
     for each in mounts:
         mount(each, bundle.rootfs)
-
-
-def mount_part(bundle: Bundle, number: int, mounts: Iterable[Mount], selector: str) -> None:
-    """Mount a tree, and bring what `selector` means within it to `bundle.part(number)`.
-
-    Its symbolic links are resolved with the tree as root. Raises InvalidParameter when there is nothing.
-    """
-    tree = bundle.path(f"tree{number}")
-    os.makedirs(tree)
-    for each in mounts:
-        mount(each, tree)
-    target = bundle.part(number)
-    with closing(os.open(tree, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root:
-        try:
-            found = openat2(root, selector.lstrip("/") or ".", os.O_PATH)
-        except OSError as exc:
-            raise InvalidParameter(f"cannot mount {selector!r}: {(exc.strerror or '').lower()}") from exc
-        with closing(found):
-            if stat.S_ISDIR(os.fstat(found).st_mode):
-                os.mkdir(target)
-            else:
-                os.close(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC))
-            with closing(clone_tree(f"/proc/self/fd/{found}")) as copy:
-                attach(copy, target)
 
 
 def complete(spec: Spec, bundle: Bundle, *, user: str, group_add: Sequence[str], netns: int | None) -> None:

@@ -17,8 +17,8 @@ from wherry.kernel import cgroup, process
 from wherry.kernel.process import Identity
 from wherry.runtime import oci
 from wherry.runtime.oci import Runtime
-from wherry.runtime.shim import frames
-from wherry.runtime.shim.bundle import Bundle, Process, below, complete, mount_part, mount_rootfs, take_shm
+from wherry.runtime.shim import frames, parts
+from wherry.runtime.shim.bundle import Bundle, Process, below, complete, mount_rootfs, take_shm
 from wherry.runtime.shim.executable import examine
 from wherry.runtime.shim.frames import Document
 from wherry.runtime.shim.requests import Created, CreateRequest, describe, error_of
@@ -112,9 +112,9 @@ class Creation:
         request, bundle = self._request, self._bundle
         spec = request.spec
         mount_rootfs(bundle, request.rootfs)
-        for number, part in enumerate(request.parts):
-            mount_part(bundle, number, part.mounts, part.selector)
         complete(spec, bundle, user=request.user, group_add=request.group_add, netns=netns)
+        for number, part in enumerate(request.parts):
+            parts.bring(bundle, number, part, (spec.process["user"]["uid"], spec.process["user"]["gid"]))
         if request.shm_of:
             take_shm(bundle, request.shm_of)
         bundle.write_text("config.json", spec.text())

@@ -41,12 +41,19 @@ class LogSpec:
 class Part:
     """A file or directory of a tree that is mounted for this container alone; the spec binds it from its path."""
 
-    mounts: tuple[Mount, ...]
+    mounts: tuple[Mount, ...]  # one bind, or what is mounted one over the other
     selector: str = ""  # within the tree; "" = all of it
+    beneath: bool = False  # symbolic links may not lead out; else the tree is their root
+    name: str = ""  # what errors call the tree
+    recursive: bool = True  # with what is mounted below
+    attributes: int = 0  # ATTR_* of kernel.mount
+    propagation: int = 0  # MS_PRIVATE, MS_SLAVE or MS_SHARED; 0 = as it comes
+    id_map: str = ""  # see runtime.id_map
 
     @classmethod
     def read(cls, document: Mapping[str, object]) -> "Part":
-        return cls(mounts=_mounts(document["mounts"]), selector=cast(str, document["selector"]))
+        rest = {key: value for key, value in document.items() if key != "mounts" and key in cls.__slots__}
+        return cls(mounts=_mounts(document["mounts"]), **rest)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
