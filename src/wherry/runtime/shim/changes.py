@@ -8,6 +8,7 @@ Stdlib only.
 
 import errno
 import os
+import signal
 import socket
 import stat
 import traceback
@@ -31,6 +32,7 @@ _SYSTEM = ("/proc", "/sys")  # what hides parts of these is mounted by the runti
 def main(directory: str, fds: list[int]) -> None:
     """`fds`: the socket with the request. Answers and returns."""
     process.set_name("wherry-change")
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored in the zygote; here a child is waited for
     process.close_fds(fds)
     with socket.socket(fileno=fds[0]) as control:
         request = frames.receive(control)
