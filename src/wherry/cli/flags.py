@@ -58,9 +58,12 @@ FILTER = Kind("filter", _filter, (), many=True)
 
 
 class Flag:
-    """One flag. `check` turns the text of one value into what is kept, or raises ValueError."""
+    """One flag. `check` turns the text of one value into what is kept, or raises ValueError.
 
-    __slots__ = ("check", "default", "help", "hidden", "kind", "name", "short", "shown", "since")
+    A flag that is another's second name keeps its values with those of the first: `same_as`.
+    """
+
+    __slots__ = ("check", "default", "help", "hidden", "kept_as", "kind", "name", "short", "shown", "since")
 
     def __init__(
         self,
@@ -74,8 +77,10 @@ class Flag:
         shown: str | None = None,
         since: str = "",
         hidden: bool = False,
+        same_as: str = "",
     ) -> None:
         self.name = name
+        self.kept_as = same_as or name
         self.short = short
         self.kind = kind
         self.help = help
@@ -99,20 +104,20 @@ class Flags:
     def __init__(self, table: Sequence[Flag]) -> None:
         self._values: dict[str, object] = {}
         for flag in table:
-            self._values[flag.name] = [] if flag.kind.many else flag.default
+            self._values[flag.kept_as] = [] if flag.kind.many else flag.default
         self.changed: set[str] = set()
 
     def set(self, flag: Flag, value: object) -> None:
         if flag.kind.many:
-            held = self._values[flag.name]
+            held = self._values[flag.kept_as]
             assert isinstance(held, list)
             if isinstance(value, list):
                 held.extend(value)
             else:
                 held.append(value)
         else:
-            self._values[flag.name] = value
-        self.changed.add(flag.name)
+            self._values[flag.kept_as] = value
+        self.changed.add(flag.kept_as)
 
     def on(self, name: str) -> bool:
         value = self._values[name]

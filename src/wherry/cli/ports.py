@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from wherry.cli.run_values import is_ip, split_csv
-from wherry.cli.units import parse_uint
 
 PROTOCOLS = ("tcp", "udp", "sctp")
 
@@ -12,15 +11,23 @@ class PortError(ValueError):
     pass
 
 
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f'strconv.ParseUint: parsing "{text}": invalid syntax')
+    if len(text) > 9 or int(text) >= 1 << 16:
+        raise ValueError(f'strconv.ParseUint: parsing "{text}": value out of range')
+    return int(text)
+
+
 def parse_range(text: str) -> tuple[int, int]:
     """First and last port of `80` or `80-90`; ValueError otherwise."""
     if not text:
         raise ValueError("empty string specified for ports")
     first, dash, last = text.partition("-")
-    start = parse_uint(first, bits=16)
+    start = _port(first)
     if not dash:
         return start, start
-    end = parse_uint(last, bits=16)
+    end = _port(last)
     if end < start:
         raise ValueError(f"invalid range specified for port: {text}")
     return start, end
@@ -33,10 +40,10 @@ def split_protocol(text: str) -> tuple[str, str]:
 
 
 def standard_form(text: str) -> str:
-    """`target=80,published=8080,protocol=udp` in the short form; others as they are."""
+    """`target=80,published=8080,protocol=udp` in the short form; others as they are. `mode` is of services only."""
     if "=" not in text:
         return text
-    fields = {"protocol": "tcp", "published": "", "target": ""}
+    fields = {"protocol": "tcp", "published": "", "target": "", "mode": ""}
     for field in split_csv(text):
         key, equals, value = field.partition("=")
         if not equals or key not in fields:
@@ -47,13 +54,14 @@ def standard_form(text: str) -> str:
 
 def parse_publish(text: str) -> list[tuple[str, str, str]]:
     """(`80/tcp`, host address, host port or range or "") for each container port of one -p; PortError otherwise."""
-    rest, protocol = split_protocol(standard_form(text))
+    text = standard_form(text)
+    rest, protocol = split_protocol(text)
     *left, container = rest.split(":")
     host_port = left.pop() if left else ""
     address = ":".join(left)
     if address.startswith("["):
         if not address.endswith("]"):
-            raise PortError(f"invalid IP address: {address}")
+            raise PortError(f"invalid IP address {address}: address {address}:: missing ']' in address")
         address = address[1:-1]
     if address and not is_ip(address):
         raise PortError(f"invalid IP address: {address}")

@@ -73,16 +73,16 @@ def _process(spec: Spec, flags: Flags, image: str, command: list[str]) -> None:
         config["StopSignal"] = flags.text("stop-signal")
     if "stop-timeout" in flags.changed:
         config["StopTimeout"] = flags.number("stop-timeout")
-    if flags.text("mac-address"):
-        config["MacAddress"] = _mac(flags.text("mac-address"))
+    if text := flags.text("mac-address"):
+        check_mac(text)
+        config["MacAddress"] = text  # for engines before API 1.44: later ones read it in the endpoint
 
 
-def _mac(text: str) -> str:
+def check_mac(text: str) -> None:
     try:
         mac_address(text)
     except ValueError as exc:
         raise wrong(str(exc)) from None
-    return text
 
 
 def read_lines(path: str, kind: str) -> list[tuple[int, str]]:
@@ -242,50 +242,51 @@ def is_user_defined(network: str) -> bool:
 
 
 def _networks(spec: Spec, flags: Flags) -> None:
-    wanted: list[JSONObject] = []
-    for name in ("network", "net"):
-        values = flags.value(name)
-        assert isinstance(values, list)
-        wanted.extend(values)
-    aliases = flags.texts("network-alias") + flags.texts("net-alias")
-    if not wanted:
-        wanted = [{"Target": "default", "Aliases": [], "DriverOpts": {}}]
+    wanted = list(_objects(flags.value("network"))) or [{"Target": "default", "Aliases": [], "DriverOpts": {}}]
+    aliases = flags.texts("network-alias")
     first = wanted[0]
     _merge_network_flags(first, flags, aliases)
     spec.host["NetworkMode"] = first["Target"]
     for network in wanted:
         target = network["Target"]
         if target in spec.endpoints:
-            raise wrong(f'conflicting options: duplicate network "{target}" specified')
+            raise wrong(f'network "{target}" is specified multiple times')
         if len(wanted) > 1 and not is_user_defined(target) and target not in ("default", "bridge"):
             raise wrong("conflicting options: cannot attach both user-defined and non-user-defined network-modes")
         if network["Aliases"] and not is_user_defined(target):
             raise wrong("network-scoped aliases are only supported for user-defined networks")
+        if network.get("MacAddress"):
+            check_mac(network["MacAddress"])
         endpoint = _endpoint(network)
         if endpoint or len(wanted) > 1 or is_user_defined(target):
             spec.endpoints[target] = endpoint
     spec.host["Links"] = flags.texts("link") or None
     spec.host["Dns"] = flags.texts("dns") or None
-    spec.host["DnsOptions"] = (flags.texts("dns-option") + flags.texts("dns-opt")) or None
+    spec.host["DnsOptions"] = flags.texts("dns-option") or None
     spec.host["DnsSearch"] = flags.texts("dns-search") or None
     spec.host["ExtraHosts"] = flags.texts("add-host") or None
 
 
 def _merge_network_flags(first: JSONObject, flags: Flags, aliases: list[str]) -> None:
     """--ip and the like are about the first network; they may not say again what it says itself."""
-    for key, values, option in (
-        ("IPv4Address", flags.text("ip"), "IPv4 address"),
-        ("IPv6Address", flags.text("ip6"), "IPv6 address"),
-        ("MacAddress", flags.text("mac-address"), "MAC address"),
+    for key, name, what in (
+        ("IPv4Address", "ip", "IPv4 address"),
+        ("IPv6Address", "ip6", "IPv6 address"),
+        ("MacAddress", "mac-address", "MAC address"),
     ):
-        if values and first.get(key):
-            raise wrong(f"conflicting options: cannot specify both --{key.lower()} and per-network {option}")
-        if values:
-            first[key] = values
+        value = flags.text(name)
+        if value and first.get(key):
+            raise wrong(f"conflicting options: cannot specify both --{name} and per-network {what}")
+        if value:
+            first[key] = value
     if aliases and first["Aliases"]:
         raise wrong("conflicting options: cannot specify both --network-alias and per-network alias")
     first["Aliases"] = first["Aliases"] or aliases
     if local := flags.texts("link-local-ip"):
+        if first.get("LinkLocalIPs"):
+            raise wrong(
+                "conflicting options: cannot specify both --link-local-ip and per-network link-local IP addresses"
+            )
         first["LinkLocalIPs"] = local
     if (links := flags.texts("link")) and is_user_defined(first["Target"]):
         first["Links"] = links

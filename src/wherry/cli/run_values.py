@@ -119,7 +119,7 @@ def dns_search(text: str) -> str:
     labels = domain.rstrip(".").split(".")
     for part in labels:
         if not part or len(part) > 63 or not part.replace("-", "").replace("_", "").isalnum() or part.startswith("-"):
-            raise ValueError(f"invalid domain: {text}")
+            raise ValueError(f"{text} is not a valid domain")
     return domain
 
 
@@ -269,10 +269,6 @@ def _gpu_count(text: str) -> int:
         raise ValueError(f'invalid count ({text}): value must be either "all" or an integer: invalid syntax') from None
 
 
-def _atoi(text: str) -> str:
-    return f'strconv.Atoi: parsing "{text}": invalid syntax'
-
-
 def network(text: str) -> JSONObject:
     """A network's name, or `name=…,alias=…,ip=…`, as {"Target", "Aliases", "IPv4Address", …}."""
     wanted: JSONObject = {"Target": "", "Aliases": [], "DriverOpts": {}}
@@ -283,7 +279,7 @@ def network(text: str) -> JSONObject:
         key, equals, value = field.partition("=")
         key, value = key.strip().lower(), value.strip()
         if not equals:
-            raise ValueError(f"invalid key/value pair format in network options: {field}")
+            raise ValueError(f"invalid field {field}")
         if key == "name":
             wanted["Target"] = value
         elif key == "alias":
@@ -293,7 +289,7 @@ def network(text: str) -> JSONObject:
         elif key == "ip6":
             wanted["IPv6Address"] = value
         elif key == "mac-address":
-            wanted["MacAddress"] = mac_address(value)
+            wanted["MacAddress"] = value
         elif key == "link-local-ip":
             wanted.setdefault("LinkLocalIPs", []).append(value)
         elif key == "driver-opt":
@@ -305,7 +301,7 @@ def network(text: str) -> JSONObject:
             try:
                 wanted["GwPriority"] = parse_int(value)
             except ValueError:
-                raise ValueError(f"invalid gw-priority ({value}): {_atoi(value)}") from None
+                raise ValueError(f"invalid gw-priority ({value}): invalid syntax") from None
         else:
             raise ValueError(f"invalid field key {key}")
     if not wanted["Target"]:
@@ -314,10 +310,12 @@ def network(text: str) -> JSONObject:
 
 
 def mac_address(text: str) -> str:
-    groups = text.replace("-", ":").split(":")
-    if len(groups) in (6, 8) and all(len(group) == 2 for group in groups):
+    """`92:d0:c6:0a:29:33` of that, of `92-d0-…` or of `92d0.c60a.2933`."""
+    separator, width = (".", 4) if "." in text else ("-" if "-" in text else ":", 2)
+    groups = text.split(separator)
+    if len(groups) * width in (12, 16) and all(len(group) == width for group in groups):
         try:
-            return ":".join(f"{int(group, 16):02x}" for group in groups)
+            return bytes.fromhex("".join(groups)).hex(":")
         except ValueError:
             pass
     raise ValueError(f"{text} is not a valid mac address")

@@ -334,7 +334,7 @@ class Engine:
                 f"request returned {response.status} {response.reason} and provided no error-message: "
                 "check if the engine supports the requested API version"
             )
-        return EngineError(response.status, str(message))
+        return EngineError(response.status, str(message).strip())
 
 
 def _numbers(version: str) -> tuple[int, ...]:

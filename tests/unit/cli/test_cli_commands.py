@@ -173,8 +173,17 @@ def test_network_create_puts_addresses_into_their_subnets(fake_engine: Any, repl
         (["--subnet", "10.1.0.0/16", "--gateway", "10.2.0.1"], "no matching subnet for gateway 10.2.0.1"),
         (["--subnet", "10.1.0.0/16", "--subnet", "10.1.2.0/24"],
          "multiple overlapping subnet configuration is not supported"),
+        (["--subnet", "10.1.0.0/16", "--gateway", "foo"], "no matching subnet for gateway foo"),
+        (["--subnet", "10.1.0.0/16", "--ip-range", "foo"], "invalid CIDR address: foo"),
+        (["--subnet", "10.1.0.0/16", "--aux-address", "foo"], "no matching subnet for aux-address "),
     ):  # fmt: skip
         assert wherry("network", "create", *arguments, "n2").err == message + "\n"
+
+
+def test_a_format_is_stronger_than_quiet(fake_engine: Any, reply: Any, wherry: Wherry) -> None:
+    fake_engine.answers["GET /networks"] = reply(200, [{"Id": "n" * 64, "Name": "n1", "Driver": "bridge"}])
+    assert wherry("network", "ls", "-q").out == "n" * 12 + "\n"
+    assert wherry("network", "ls", "-q", "--format", "{{.Name}}").out == "n1\n"
 
 
 def test_network_rm(fake_engine: Any, reply: Any, wherry: Wherry) -> None:

@@ -182,7 +182,21 @@ def test_the_body_says_what_the_flags_say(engine: Any, wherry: Wherry) -> None:
         (["--device", "/a:/b:zz"], "bad mode specified: zz"),
         (["--mac-address", "zz"], "zz is not a valid mac address"),
         (["--pull", "bogus"], "invalid pull option: 'bogus': must be one of \"always\", \"missing\" or \"never\""),
-        (["--network", "a", "--network", "a"], 'conflicting options: duplicate network "a" specified'),
+        (["--network", "a", "--network", "a"], 'network "a" is specified multiple times'),
+        (["--network", "name=n,mac-address=zz"], "zz is not a valid mac address"),
+        (["--network", "name=n,ip=1.2.3.4", "--ip", "1.2.3.5"],
+         "conflicting options: cannot specify both --ip and per-network IPv4 address"),
+        (["--network", "name=n,ip6=fd00::1", "--ip6", "fd00::2"],
+         "conflicting options: cannot specify both --ip6 and per-network IPv6 address"),
+        (["--network", "name=n,mac-address=92:d0:c6:0a:29:33", "--mac-address", "92:d0:c6:0a:29:34"],
+         "conflicting options: cannot specify both --mac-address and per-network MAC address"),
+        (["--network", "name=n,link-local-ip=169.254.1.1", "--link-local-ip", "169.254.1.2"],
+         "conflicting options: cannot specify both --link-local-ip and per-network link-local IP addresses"),
+        (["--network", "name=n,alias=a", "--network-alias", "b"],
+         "conflicting options: cannot specify both --network-alias and per-network alias"),
+        (["-p", "0x50:80"], "invalid hostPort: 0x50"),
+        (["-p", "published=80"], "no port specified: 80:/tcp<empty>"),
+        (["-p", "[::1:18080:80"], "invalid IP address [::1: address [::1:: missing ']' in address"),
     ],
 )  # fmt: skip
 def test_contradictions(engine: Any, wherry: Wherry, arguments: list[str], message: str) -> None:
@@ -268,3 +282,36 @@ def test_start_attached_and_exec_carry_the_exit_code(engine: Any, wherry: Wherry
     assert (started.code, started.out, started.err) == (3, "out\n", "err\n")
     executed = wherry("exec", "web", "sh")
     assert (executed.code, executed.out, executed.err) == (4, "out\n", "err\n")
+
+
+def test_every_network_says_what_is_asked_of_it(engine: Any, wherry: Wherry) -> None:
+    done = wherry(
+        "create", "--net", "name=n1,alias=a,driver-opt=x=y,gw-priority=5", "--network", "name=n2,ip=10.2.0.9", "--ip6",
+        "fd00::9", "--link-local-ip", "169.254.1.1", "--mac-address", "92-d0-c6-0a-29-33", "--link", "db:sql",
+        "--dns-opt", "ndots:3", "--dns-option", "rotate", "--dns-opt", "attempts:1", "--dns", "127.0.0.53", "busybox",
+    )  # fmt: skip
+    assert done.code == 0
+    assert done.err == "WARNING: Localhost DNS (127.0.0.53) may fail in containers.\n"
+    body = engine.requests[0].body
+    assert body["HostConfig"]["NetworkMode"] == "n1"
+    assert body["HostConfig"]["DnsOptions"] == ["ndots:3", "rotate", "attempts:1"]
+    assert body["NetworkingConfig"]["EndpointsConfig"] == {
+        "n1": {
+            "IPAMConfig": {"IPv6Address": "fd00::9", "LinkLocalIPs": ["169.254.1.1"]},
+            "Aliases": ["a"],
+            "Links": ["db:sql"],
+            "MacAddress": "92-d0-c6-0a-29-33",
+            "DriverOpts": {"x": "y"},
+            "GwPriority": 5,
+        },
+        "n2": {"IPAMConfig": {"IPv4Address": "10.2.0.9"}},
+    }
+    assert "MacAddress" not in body
+
+
+def test_an_older_engine_is_told_the_address_where_it_looks(
+    engine: Any, wherry: Wherry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_API_VERSION", "1.43")
+    assert wherry("create", "--mac-address", "92:d0:c6:0a:29:33", "busybox").code == 0
+    assert engine.requests[0].body["MacAddress"] == "92:d0:c6:0a:29:33"

@@ -74,10 +74,11 @@ def listing(cli: CLI, flags: Flags, _: list[str]) -> int:
     networks = cli.engine.get_json("/networks", {"filters": filters_json(flags.texts("filter"))}) or []
     networks.sort(key=lambda network: network["Name"])
     rows = [NetworkRow(network, truncate=not flags.on("no-trunc")) for network in networks]
-    if flags.on("quiet"):
+    form = flags.text("format")
+    if flags.on("quiet") and form in ("", "table"):
         out("".join(row.identifier() + "\n" for row in rows))
         return 0
-    form = flags.text("format") or str(cli.config.get("networksFormat") or "")
+    form = form or str(cli.config.get("networksFormat") or "")
     print_rows(form, rows, ("ID", "Name", "Driver", "Scope"), HEADERS)
     return 0
 
@@ -91,15 +92,25 @@ def _address(text: str) -> int:
     return int.from_bytes(_socket.inet_pton(2, text), "big")
 
 
-def _contains(subnet: str, address: str) -> bool:
-    """Is the address, or the beginning of a range, within the CIDR?"""
-    base, _, bits = subnet.partition("/")
+def _network(cidr: str) -> tuple[int, int]:
+    """Its first part as a number, and how many bits the rest has."""
+    base, _, bits = cidr.partition("/")
+    width = 128 if ":" in base else 32
     try:
-        start, wanted = _address(base), _address(address.partition("/")[0])
-        size = (128 if ":" in base else 32) - int(bits)
+        if not bits.isdigit() or int(bits) > width:
+            raise ValueError
+        return _address(base) >> width - int(bits), width - int(bits)
     except (OSError, ValueError):
-        raise Failure(f"invalid CIDR address: {subnet}") from None
-    return start >> size == wanted >> size
+        raise Failure(f"invalid CIDR address: {cidr}") from None
+
+
+def _contains(subnet: str, address: str) -> bool:
+    """Is the address, or the beginning of a range, within the CIDR? What is no address is nowhere."""
+    start, size = _network(subnet)
+    try:
+        return _address(address.partition("/")[0]) >> size == start
+    except OSError:
+        return False
 
 
 def ipam_config(flags: Flags) -> list[dict[str, Any]]:
@@ -124,6 +135,7 @@ def ipam_config(flags: Flags) -> list[dict[str, Any]]:
         raise Failure(f"no matching subnet for {kind} {value}")
 
     for value in ranges:
+        _network(value)
         assign("range", "IPRange", value)
     for value in gateways:
         assign("gateway", "Gateway", value)
@@ -247,7 +259,13 @@ CREATE_FLAGS = (
 CONNECT_FLAGS = (
     Flag("alias", "", STRINGS, "Add network-scoped alias for the container"),
     Flag("driver-opt", "", STRINGS, "driver options for the network"),
-    Flag("gw-priority", "", INT, "Highest gw-priority provides the default gateway", since="1.48"),
+    Flag(
+        "gw-priority",
+        "",
+        INT,
+        "Highest gw-priority provides the default gateway. Accepts positive and negative values.",
+        since="1.48",
+    ),
     Flag("ip", "", STRING, 'IPv4 address (e.g., "172.30.100.104")'),
     Flag("ip6", "", STRING, 'IPv6 address (e.g., "2001:db8::33")'),
     Flag("link", "", LIST, "Add link to another container", check=link),

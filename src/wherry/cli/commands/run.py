@@ -118,6 +118,11 @@ def create(cli: CLI, flags: Flags, spec: Spec) -> str:
         raise UsageFailure(f'invalid pull option: \'{pull}\': must be one of "always", "missing" or "never"', NOT_RUN)
     _check_reference(image)
     add_proxies(cli, spec)
+    for server in spec.host["Dns"] or []:
+        if server == "::1" or server.startswith("127."):
+            warn(f"WARNING: Localhost DNS ({server}) may fail in containers.")
+    if cli.engine.newer_than("1.44"):
+        spec.config.pop("MacAddress", None)
     query = {"name": flags.text("name") or None, "platform": _platform(cli, flags)}
     with CIDFile(flags.text("cidfile")) as file:
         if pull == "always":
