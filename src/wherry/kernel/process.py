@@ -118,6 +118,15 @@ def _stat(pid: int) -> list[bytes] | None:
     return text[text.rindex(b")") + 2 :].split()
 
 
+def family(leader: int, pids: Iterable[int]) -> list[int]:
+    """Of `pids` those in the session of `leader` or descended from it; itself, if it is there, comes last."""
+    stats = {pid: stat for pid in pids if (stat := _stat(pid)) is not None}
+    found = {pid for pid, stat in stats.items() if pid == leader or int(stat[3]) == leader}
+    while more := {pid for pid, stat in stats.items() if pid not in found and int(stat[1]) in found}:
+        found |= more
+    return sorted(found, key=lambda pid: (pid == leader, pid))
+
+
 def is_alive(who: Identity) -> bool:
     """True while the very process `who` runs; a zombie has ended."""
     return start_time(who.pid) == who.start and state(who.pid) not in (None, "Z", "X")

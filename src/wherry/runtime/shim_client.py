@@ -100,6 +100,7 @@ class ExecSpec:
     stderr: bool = True
     console_size: Size | None = None
     detach: bool = False
+    tied: bool = False  # killed, with all that comes of it, when its streams are closed or the daemon ends
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -29,7 +29,13 @@ class Exec:
     def __init__(self, shim: "Shim", request: ExecRequest, *, output: bool) -> None:
         """`output` False: nobody will ever look at it."""
         self.id = request.id
-        self.session = Session(shim.loop, tty=request.tty, close_stdin=True, grace=None)
+        self.session = Session(
+            shim.loop,
+            tty=request.tty,
+            close_stdin=True,
+            grace=None,
+            on_abandoned=self.kill_all if request.tied else None,
+        )
         self._shim = shim
         self._request = request
         self._output = output
@@ -83,6 +89,17 @@ class Exec:
     def kill(self, number: int) -> None:
         if self._identity is None or self._status is not None or not process.send_signal(self._identity, number):
             raise ProcessLookupError("the exec's process has ended")
+
+    def kill_all(self) -> None:
+        """Kill its process and all that has come of it; nothing happens once the process has ended."""
+        if self._identity is None or self._status is not None:
+            return
+        leader, killed = self._identity.pid, set[int]()
+        while members := [pid for pid in process.family(leader, self._shim.processes()) if pid not in killed]:
+            for pid in members:  # the leader last: until then descent from it shows who belongs to it
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            killed.update(members)
 
     def resize(self, height: int, width: int) -> None:
         if self._master >= 0:

@@ -177,9 +177,13 @@ class Shim:
 
     def kill_all(self, number: int) -> None:
         """Signal every process of the container."""
-        for pid in cgroup.processes(self.groups):
+        for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, number)
+
+    def processes(self) -> list[int]:
+        """Pids of all the container's processes."""
+        return cgroup.processes(self.groups)
 
     def resize(self, height: int, width: int) -> None:
         if self._master >= 0:

@@ -142,6 +142,8 @@ class Greeting(Connection):
                     stdin=request.stdin,
                     early=self._decoder.rest,
                 )
+            elif request.tied:
+                execution.kill_all()
             elif request.stdin:
                 execution.session.end_input()
 

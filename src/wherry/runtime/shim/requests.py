@@ -138,6 +138,7 @@ class ExecRequest:
     stdin: bool
     streams: frozenset[int]  # that its client wants
     console_size: Size | None
+    tied: bool  # killed, with all that comes of it, when its client leaves
 
     @classmethod
     def read(cls, document: Document) -> "ExecRequest":
@@ -154,6 +155,7 @@ class ExecRequest:
             stdin=bool(document["stdin"]),
             streams=chosen_streams(document, tty=bool(document["tty"])),
             console_size=_size(document["console_size"]),
+            tied=bool(document.get("tied")),
         )
 
 

@@ -287,13 +287,18 @@ class Session:
         close_stdin: bool = False,
         grace: float | None = GRACE,
         on_log_error: Callable[[OSError], None] | None = None,
+        on_abandoned: Callable[[], None] | None = None,
     ) -> None:
-        """`close_stdin`: the end of a client's input is that of the process's. `grace` None: no client is cut off."""
+        """`close_stdin`: the end of a client's input is that of the process's. `grace` None: no client is cut off.
+
+        `on_abandoned` is called when the last client has left.
+        """
         self.loop = loop
         self.tty = tty
         self.clients: list[Client] = []
         self._log = log
         self._on_log_error = on_log_error
+        self._on_abandoned = on_abandoned
         self._close_stdin = close_stdin and not tty
         self._grace = grace
         self._outputs: dict[int, int] = {}  # stream by fd
@@ -387,6 +392,8 @@ class Session:
             if client.stdin and self._close_stdin and self._input is not None:
                 self._input.end()
             self.balance()
+            if not self.clients and self._on_abandoned is not None:
+                self._on_abandoned()
 
     def balance(self) -> None:
         """Stop reading while a client is behind; go on when all have caught up."""
