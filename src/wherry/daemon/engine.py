@@ -66,6 +66,7 @@ class Engine:
         keep = any(each.running for each in containers.store)
         await self.networks.stop(keep=keep)
         if not keep:
+            await self.services.volumes.close()
             await settle(cgroup.remove_empty, containers.settings.cgroup_parent)
         await self.shims.stop()
         await settle(self.snapshots.close)

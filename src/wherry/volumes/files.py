@@ -6,30 +6,25 @@ import os
 import stat
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from wherry import ids
-from wherry.errors import Conflict, InvalidParameter
-from wherry.kernel.files import openat2, rename_noreplace
+from wherry.errors import Conflict, Failed, InvalidParameter
+from wherry.kernel.files import fsync_directory, openat2, rename_noreplace
 from wherry.kernel.mount import Mount, detached
-from wherry.storage.tree import measure, remove_tree
+from wherry.storage.tree import remove_tree
+from wherry.volumes import bodies
 from wherry.volumes.copy_up import copy_attributes, copy_tree
+from wherry.volumes.mounting import mount, unmount
 from wherry.volumes.record import Volume
 
 log = logging.getLogger(__name__)
 
 REMOVING = ".removing-"
+MAKING = ".making-"
+PARCEL = ".parcel-"  # a file on its way to a registry, or from one
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-
-
-def make(root: Path, name: str) -> None:
-    """The directories of a new volume. Only root may look below `root`, whatever the modes inside a volume are."""
-    root.mkdir(mode=0o701, parents=True, exist_ok=True)
-    (root / name).mkdir(mode=0o701, exist_ok=True)
-    data = root / name / "_data"
-    data.mkdir(exist_ok=True)
-    data.chmod(0o755)
 
 
 def move_away(directory: Path, doomed: Path) -> None:
@@ -53,14 +48,6 @@ def delete(doomed: Path) -> None:
         pass
     except OSError as exc:
         log.warning("cannot delete %s of a removed volume: %s", exc.filename or doomed, exc.strerror)
-
-
-def size(directory: Path) -> int:
-    """Bytes of all files below, those with several names counted once; 0 for what is not there."""
-    try:
-        return measure(directory).bytes
-    except FileNotFoundError:
-        return 0
 
 
 def fill(data: Path, own: Path, rootfs: Sequence[Mount], destination: str) -> None:
@@ -144,16 +131,37 @@ def _clear(path: Path) -> None:
         remove_tree(path)
 
 
+def replace_content(own: Path, fresh: Path) -> None:
+    """Let `fresh`, complete and of the kind of what it replaces (`_data` or `_image`), be the volume's content."""
+    if fresh.name == "_image":
+        os.replace(fresh, own / "_image")
+    else:
+        fresh.rename(own / "_next")  # from here on it happens, crash or not
+        finish_replacing(own)
+    fsync_directory(own)
+
+
+def finish_replacing(own: Path) -> None:
+    """Idempotent; nothing happens when no content is on its way in."""
+    fresh, data, old = own / "_next", own / "_data", own / "_old"
+    if fresh.exists():
+        if data.exists():
+            _clear(old)
+            data.rename(old)
+        fresh.rename(data)
+    _clear(old)
+
+
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    adopt: Sequence[Volume]  # data that has no row
+    changed: Sequence[Volume]  # rows to be written: data that has none, changes that are complete now
     forget: Sequence[str]  # rows whose removal had begun
 
 
 def recover(root: Path, known: Mapping[str, Volume]) -> Recovered:
     """Bring the directories in line with the rows `known`, and tell which rows to change."""
     root.mkdir(mode=0o701, parents=True, exist_ok=True)
-    adopt: list[Volume] = []
+    changed = [arrive(root, volume) for volume in known.values() if volume.moving]
     forget: list[str] = []
     for entry in sorted(root.iterdir()):
         if entry.name.startswith(REMOVING):
@@ -161,25 +169,56 @@ def recover(root: Path, known: Mapping[str, Volume]) -> Recovered:
             if name in known and not (root / name).exists():
                 forget.append(name)
             delete(entry)
+        elif entry.name.startswith((MAKING, PARCEL)):
+            unmount(entry)
+            delete(entry)
         elif entry.name not in known and ids.is_name(entry.name) and (entry / "_data").is_dir():
             created = (entry / "_data").stat().st_ctime_ns
-            adopt.append(Volume(name=entry.name, created=created))
+            changed.append(Volume(name=entry.name, created=created, image=(entry / "_image").exists()))
             log.warning("volume %s has data and no record: adopted", entry.name)
-    for volume in [*known.values(), *adopt]:
+    for volume in {**known, **{each.name: each for each in changed}}.values():
         if volume.name not in forget:
             make_again(root, volume)
-    return Recovered(adopt, forget)
+    return Recovered(changed, forget)
+
+
+def arrive(root: Path, volume: Volume) -> Volume:
+    """Let the directory that is to become `volume`'s be it; the volume as it is then. Idempotent."""
+    if (root / volume.moving).exists():
+        rename_noreplace(str(root / volume.moving), str(root / volume.name))
+        fsync_directory(root)
+    return replace(volume, moving="")
 
 
 def make_again(root: Path, volume: Volume) -> None:
     """Complete what a crash left of one volume."""
     own = root / volume.name
-    data = Path(volume.device) if volume.device else own / "_data"
     try:
+        bodies.thaw(own)
         _clear(own / "_copy")
-        if not (own / "_data").is_dir():
-            make(root, volume.name)
-        if (own / "_ready").is_dir() and data.is_dir():
-            move_in(own / "_ready", data)
-    except OSError as exc:  # one broken volume must not keep the daemon from starting
+        finish_replacing(own)
+        if (own / "_snapshots").is_dir():
+            for entry in (own / "_snapshots").iterdir():
+                if entry.name.startswith(MAKING):
+                    delete(entry)
+        if not (own / "_data").is_dir() or (volume.image and not (own / "_image").exists()):
+            bodies.make(own, volume)
+        if (own / "_ready").is_dir():
+            _finish_filling(own, volume)
+    except (OSError, Failed) as exc:  # one broken volume must not keep the daemon from starting
         log.error("volume %s cannot be recovered: %s", volume.name, exc)
+
+
+def _finish_filling(own: Path, volume: Volume) -> None:
+    if volume.foreign:
+        _clear(own / "_ready")  # its content is elsewhere, perhaps out of reach
+    elif volume.image:
+        mount(own, volume)
+        try:
+            for entry in (own / "_data").iterdir():  # a part of the copy: it was begun in an empty volume
+                remove_tree(entry)
+            move_in(own / "_ready", own / "_data")
+        finally:
+            unmount(own)
+    else:
+        move_in(own / "_ready", own / "_data")

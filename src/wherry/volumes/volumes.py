@@ -1,8 +1,12 @@
 """Volumes: directories that outlive containers. One driver, `local`, with Docker's rules.
 
-    <root>/<name>/_data                    the volume: what is bound into containers
+    <root>/<name>/_data                    the volume: what is bound into containers; for some a mount (mounting.py)
+    <root>/<name>/_image                   a file system in a file: of a volume with a limit, mounted at _data
+    <root>/<name>/_snapshots/<snapshot>/   _data or _image as it was (changes.py)
     <root>/<name>/_copy                    image content on its way in, unfinished: garbage at start-up
     <root>/<name>/_ready                   the same, finished: its entries are being moved to _data
+    <root>/<name>/_next, _old              other content on its way in, complete, and what it takes the place of
+    <root>/.making-<name>-<random>/        a volume that is being made, as <root>/<name>: garbage, unless a row wants it
     <root>/.removing-<name>-<random>       being deleted
 
 The row in state table `volumes` comes first and goes last but for the files, so a volume that was acknowledged is never
@@ -14,8 +18,8 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from wherry import ids
@@ -25,7 +29,7 @@ from wherry.events import Event, Events
 from wherry.filters import NONE, Filters
 from wherry.kernel.mount import Mount
 from wherry.state import Delete, Insert, Put, State
-from wherry.volumes import files
+from wherry.volumes import bodies, files, mounting
 from wherry.volumes.record import (
     ANONYMOUS,
     DRIVER,
@@ -55,21 +59,41 @@ class Volumes:
     def __init__(self, state: State, root: Path, events: Events, *, users: Users = _nobody) -> None:
         """`root` is the directory of volumes, `<data root>/volumes`."""
         self._state = state
-        self._root = root
+        self.root = root
         self._events = events
         self._users = users
         self._locks = KeyedLock()
         self._held: Counter[str] = Counter()
+        self._users_now: dict[str, set[str]] = {}  # volume -> who has it mounted, in name or truly
         self._by_name = {name: decode(raw) for name, raw in state.rows("volumes").items()}
 
     async def start(self) -> None:
-        """Finish or undo what a crash interrupted; idempotent."""
-        found = await settle(files.recover, self._root, dict(self._by_name))
-        changes = [Put("volumes", volume.name, encode(volume)) for volume in found.adopt]
+        """Finish or undo what a crash interrupted; idempotent. What is mounted stays: see `recover`."""
+        found = await settle(files.recover, self.root, dict(self._by_name))
+        changes = [Put("volumes", volume.name, encode(volume)) for volume in found.changed]
         await settle(self._state.write, *changes, *(Delete("volumes", name) for name in found.forget))
-        self._by_name.update((volume.name, volume) for volume in found.adopt)
+        self._by_name.update((volume.name, volume) for volume in found.changed)
         for name in found.forget:
             del self._by_name[name]
+
+    async def recover(self, users: Mapping[str, Iterable[str]]) -> None:
+        """Take over what running containers use, volume name -> container ids, and unmount the rest."""
+        for name, containers in users.items():
+            if name not in self._by_name:
+                log.error("volume %s is used by a running container and has no record", name)
+                continue
+            for container in containers:
+                try:
+                    await self.mount(name, container)
+                except WherryError as exc:  # it was unmounted by hand; the container still has its own mount of it
+                    log.error("volume %s cannot be mounted again: %s", name, exc.message)
+                    self._users_now.setdefault(name, set()).add(container)
+        await settle(mounting.unmount_all, self.root, except_for=set(self._users_now))
+
+    async def close(self) -> None:
+        """Unmount everything. For the end of a daemon that leaves no container running."""
+        self._users_now.clear()
+        await settle(mounting.unmount_all, self.root, except_for=set())
 
     # What containers ask
 
@@ -80,18 +104,54 @@ class Volumes:
         return volume
 
     def path(self, name: str) -> Path:
-        """The host directory to bind into a container; raises NotFound."""
-        volume = self.get(name)
-        return Path(volume.device) if volume.device else self._data(name)
+        """The host directory to bind into a container, between `mount` and `unmount`; raises NotFound."""
+        self.get(name)
+        return self.own(name) / "_data"
 
-    def check_ready(self, name: str) -> None:
-        """Raise Failed when the volume's directory is not there (the device of a bind volume); NotFound."""
-        path = self.path(name)
-        if not path.is_dir():
-            raise Failed(
-                f"error while mounting volume '{self._data(name)}': failed to mount local volume: "
-                f"mount {path}:{self._data(name)}, flags: 0x1000: no such file or directory"
-            )
+    def own(self, name: str) -> Path:
+        """The volume's directory, with all that belongs to it."""
+        return self.root / name
+
+    async def mount(self, name: str, container: str) -> Path:
+        """Make the volume's content be there for the container `container`, until `unmount`; idempotent.
+
+        Returns the host directory to bind. A volume of `type=`, or with a limit, is mounted for the first of its users:
+        all share one mount. Raises NotFound, Failed in Docker's words.
+        """
+        async with self._locks(name):
+            volume = self.get(name)
+            if volume.mounted and not self._users_now.get(name):
+                await settle(mounting.mount, self.own(name), volume)
+            self._users_now.setdefault(name, set()).add(container)
+        return self.path(name)
+
+    async def unmount(self, name: str, container: str) -> None:
+        """`container` needs the volume no more; idempotent. After the last user it is unmounted."""
+        async with self._locks(name):
+            users = self._users_now.get(name, set())
+            users.discard(container)
+            if users:
+                return
+            self._users_now.pop(name, None)
+            if (volume := self._by_name.get(name)) is not None and volume.mounted:
+                await settle(mounting.unmount, self.own(name))
+
+    @asynccontextmanager
+    async def borrow(self, name: str) -> AsyncIterator[Path]:
+        """The volume's content, to be read or written by the engine itself; meanwhile it is not removed or exchanged.
+
+        Yields the directory. Raises as `mount`.
+        """
+        user = f"engine-{ids.generate()[:12]}"
+        with self.hold(name):
+            try:
+                yield await self.mount(name, user)
+            finally:
+                await finish(self.unmount(name, user))
+
+    def users_now(self, name: str) -> Sequence[str]:
+        """The running containers that use the volume, and the engine's own work."""
+        return sorted(self._users_now.get(name, ()))
 
     @contextmanager
     def hold(self, *names: str) -> Iterator[None]:
@@ -115,13 +175,11 @@ class Volumes:
         """Make the volume if it does not exist, and return the host directory to bind into a container.
 
         An existing volume is taken as it is, whatever options and labels were asked for, as in Docker. Raises
-        InvalidParameter, NotFound (no such driver), NotSupported (options that this engine cannot honour), Failed (the
-        host directory that the volume shows is missing).
+        InvalidParameter, NotFound (no such driver), Failed. `mount` makes the content be there.
         """
         if anonymous:
             labels = {**(labels or {}), ANONYMOUS: ""}
         volume = await self._ensure(name, driver, options, labels)
-        self.check_ready(volume.name)
         return self.path(volume.name)
 
     async def _ensure(
@@ -134,6 +192,7 @@ class Volumes:
                 return found
             check_options(name, options or {})
             volume = Volume(name=name, created=time.time_ns(), labels=labels, options=options or None)
+            volume = await settle(bodies.choose, self.root, volume, self._by_name.values())
             await finish(self._make(volume))
         self._publish("create", name, driver=DRIVER)
         return volume
@@ -145,10 +204,9 @@ class Volumes:
         has no such path. Raises InvalidParameter when the path is a file, Failed when a copy fails; the volume then is
         as it was.
         """
-        path = self.path(name)
-        async with self._locks(name):
+        async with self.borrow(name) as path, self._locks(name):
             try:
-                await settle(files.fill, path, self._root / name, rootfs, destination)
+                await settle(files.fill, path, self.own(name), rootfs, destination)
             except OSError as exc:
                 raise Failed(f"failed to copy image content at {destination} into volume {name}: {exc}") from exc
 
@@ -248,8 +306,9 @@ class Volumes:
         return {"VolumesDeleted": deleted, "SpaceReclaimed": reclaimed}
 
     async def size(self, name: str) -> int:
-        """Bytes in the volume's own directory; 0 for one that shows a directory of the host."""
-        return 0 if self.get(name).device else await settle(files.size, self._data(name))
+        """Bytes in the volume, without its snapshots; 0 for one whose content is elsewhere."""
+        volume = self.get(name)
+        return 0 if volume.foreign else await settle(bodies.size, self.own(name), volume)
 
     async def disk_usage(self) -> Sequence[dict[str, object]]:
         """The documents of all volumes with `UsageData`, for `system df`."""
@@ -262,29 +321,33 @@ class Volumes:
 
     # How
 
-    def _data(self, name: str) -> Path:
-        return self._root / name / "_data"
-
     async def _make(self, volume: Volume) -> None:
         await settle(self._state.write, Insert("volumes", volume.name, encode(volume)))
         try:
-            await settle(files.make, self._root, volume.name)
+            await settle(bodies.make, self.own(volume.name), volume)
         except OSError as exc:
-            await settle(self._state.write, Delete("volumes", volume.name))
+            await settle(self._forget_half_made, volume.name)
             raise Failed(f"create {volume.name}: {exc.strerror}: {exc.filename}") from exc
+        except Failed:
+            await settle(self._forget_half_made, volume.name)
+            raise
         self._by_name[volume.name] = volume
+
+    def _forget_half_made(self, name: str) -> None:
+        files.delete(self.own(name))
+        self._state.write(Delete("volumes", name))
 
     async def _unmake(self, name: str) -> None:
         """Out of sight first (one rename), then the row, then the files."""
-        doomed = self._root / f"{files.REMOVING}{name}-{os.urandom(6).hex()}"
+        doomed = self.root / f"{files.REMOVING}{name}-{os.urandom(6).hex()}"
         try:
-            await settle(files.move_away, self._root / name, doomed)
+            await settle(files.move_away, self.root / name, doomed)
         except OSError as exc:
             raise Failed(f"remove {name}: {exc.strerror}: {exc.filename}") from exc
         try:
             await settle(self._state.write, Delete("volumes", name))
         except BaseException:  # undone, and raised again
-            await settle(doomed.rename, self._root / name)
+            await settle(doomed.rename, self.root / name)
             raise
         del self._by_name[name]
         await settle(files.delete, doomed)
@@ -294,7 +357,7 @@ class Volumes:
             "CreatedAt": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(volume.created // 10**9)),
             "Driver": volume.driver,
             "Labels": volume.labels,
-            "Mountpoint": str(self._data(volume.name)),
+            "Mountpoint": str(self.own(volume.name) / "_data"),
             "Name": volume.name,
             "Options": volume.options,
             "Scope": "local",
