@@ -28,19 +28,23 @@ NLA_TYPE_MASK = 0x3FFF
 
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
-RTM_NEWROUTE, RTM_GETROUTE = 24, 26
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH = 28
 
-IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_MASTER, IFLA_LINKINFO, IFLA_NET_NS_FD = 1, 3, 4, 10, 18, 28
+IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK, IFLA_MASTER, IFLA_LINKINFO = 1, 3, 4, 5, 10, 18
+IFLA_IFALIAS, IFLA_NET_NS_FD = 20, 28
 INFO_KIND, INFO_DATA, INFO_SLAVE_KIND, INFO_SLAVE_DATA = 1, 2, 4, 5
 VETH_INFO_PEER = 1
 BRPORT_STATE, BRPORT_MODE, BRPORT_ISOLATED = 1, 4, 33
-IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST = 1, 2, 4
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_TABLE = 1, 4, 5, 15
+IFA_ADDRESS, IFA_LOCAL, IFA_BROADCAST, IFA_FLAGS = 1, 2, 4, 8
+IFA_F_NODAD = 0x02
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_TABLE = 1, 4, 5, 6, 15
 NDA_LLADDR = 2
 IFF_UP, IFF_RUNNING = 0x1, 0x40
 BR_STATE_FORWARDING = 3
-RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST = 254, 3, 0, 1
+RT_TABLE_MAIN, RTPROT_BOOT, RTN_UNICAST = 254, 3, 1
+RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
+RTM_F_CLONED = 0x200
 AF_BRIDGE, NUD_NOARP, NTF_MASTER = 7, 0x40, 0x04
 SOL_NETLINK, NETLINK_CAP_ACK, NETLINK_EXT_ACK = 270, 10, 11
 ERROR_MESSAGE = 1  # NLMSGERR_ATTR_MSG: the kernel's own words
@@ -48,6 +52,11 @@ ERROR_MESSAGE = 1  # NLMSGERR_ATTR_MSG: the kernel's own words
 BATCH = 100  # messages a send: beyond some hundreds the acknowledgements overflow the receive buffer
 RECEIVE = 1 << 17  # bytes a recv; the kernel's dumps come in pieces of at most 32 KiB
 DUMP_ATTEMPTS = 5  # a dump is repeated when the tables changed under it
+
+Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +77,25 @@ class Link:
     master: int  # index of the bridge this is a port of; 0 = none
     up: bool  # somebody wants it up
     passing: bool  # it takes packets: with carrier, and as a bridge's port in state forwarding
+    partner: int  # index of the pair's other half, or of the link it is on; perhaps in another namespace; 0 = none
+    alias: str  # a remark that the kernel keeps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Address:
     index: int  # of the link
-    interface: ipaddress.IPv4Interface
+    interface: Interface
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Of the main table."""
+
+    destination: IPNetwork
+    index: int  # of the link it leaves by; 0 = several or none
+    gateway: str  # "" = on the link
+    metric: int
+    protocol: int  # who made it
 
 
 def attribute(kind: int, data: bytes) -> bytes:
@@ -231,13 +253,13 @@ def mac_bytes(mac: str) -> bytes:
     return bytes.fromhex(mac.replace(":", ""))
 
 
-def _link(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
+def link_body(index: int = 0, flags: int = 0, change: int = 0) -> bytes:
     return struct.pack("=BxHiII", socket.AF_UNSPEC, 0, index, flags, change)
 
 
 def create_bridge(name: str, *, mac: str, mtu: int) -> Message:
     """A bridge that is down. Its MAC is fixed: an inherited one changes with the ports, and peers' ARP entries rot."""
-    body = _link() + attribute(IFLA_IFNAME, string(name)) + attribute(IFLA_ADDRESS, mac_bytes(mac))
+    body = link_body() + attribute(IFLA_IFNAME, string(name)) + attribute(IFLA_ADDRESS, mac_bytes(mac))
     body += attribute(IFLA_MTU, struct.pack("=I", mtu)) + nested(IFLA_LINKINFO, attribute(INFO_KIND, string("bridge")))
     return Message(RTM_NEWLINK, F_CREATE | F_EXCL, body, f"create bridge {name}")
 
@@ -247,12 +269,12 @@ def create_veth(name: str, *, bridge: int, peer: str, peer_mac: str, netns: int,
 
     The peer cannot be created up: the other half does not exist yet (ENOTCONN).
     """
-    peer_body = _link() + attribute(IFLA_IFNAME, string(peer)) + attribute(IFLA_ADDRESS, mac_bytes(peer_mac))
+    peer_body = link_body() + attribute(IFLA_IFNAME, string(peer)) + attribute(IFLA_ADDRESS, mac_bytes(peer_mac))
     peer_body += attribute(IFLA_MTU, struct.pack("=I", mtu)) + attribute(IFLA_NET_NS_FD, struct.pack("=I", netns))
     info = nested(
         IFLA_LINKINFO, attribute(INFO_KIND, string("veth")), nested(INFO_DATA, nested(VETH_INFO_PEER, peer_body))
     )
-    body = _link(flags=IFF_UP, change=IFF_UP) + attribute(IFLA_IFNAME, string(name))
+    body = link_body(flags=IFF_UP, change=IFF_UP) + attribute(IFLA_IFNAME, string(name))
     body += attribute(IFLA_MTU, struct.pack("=I", mtu)) + attribute(IFLA_MASTER, struct.pack("=I", bridge)) + info
     return Message(RTM_NEWLINK, F_CREATE | F_EXCL, body, f"create interface pair {name}")
 
@@ -264,50 +286,82 @@ def set_port(name: str, *, isolated: bool) -> Message:
     """
     modes = attribute(BRPORT_MODE, b"\1") + attribute(BRPORT_ISOLATED, bytes([isolated]))
     info = nested(IFLA_LINKINFO, attribute(INFO_SLAVE_KIND, string("bridge")), nested(INFO_SLAVE_DATA, modes))
-    return Message(RTM_NEWLINK, 0, _link() + attribute(IFLA_IFNAME, string(name)) + info, f"set up bridge port {name}")
+    return Message(
+        RTM_NEWLINK, 0, link_body() + attribute(IFLA_IFNAME, string(name)) + info, f"set up bridge port {name}"
+    )
 
 
 def set_up(index: int, name: str) -> Message:
-    return Message(RTM_NEWLINK, 0, _link(index, IFF_UP, IFF_UP), f"set interface {name} up")
+    return Message(RTM_NEWLINK, 0, link_body(index, IFF_UP, IFF_UP), f"set interface {name} up")
 
 
 def set_mtu(index: int, name: str, mtu: int) -> Message:
-    body = _link(index) + attribute(IFLA_MTU, struct.pack("=I", mtu))
+    body = link_body(index) + attribute(IFLA_MTU, struct.pack("=I", mtu))
     return Message(RTM_NEWLINK, 0, body, f"set the MTU of {name} to {mtu}")
 
 
 def set_master(index: int, name: str, *, bridge: int) -> Message:
-    body = _link(index) + attribute(IFLA_MASTER, struct.pack("=I", bridge))
+    body = link_body(index) + attribute(IFLA_MASTER, struct.pack("=I", bridge))
     return Message(RTM_NEWLINK, 0, body, f"make {name} a bridge port")
 
 
 def delete_link(name: str) -> Message:
     """Slow (15-22 ms of RCU grace periods, with the RTNL lock held): never on a request's path."""
-    return Message(RTM_DELLINK, 0, _link() + attribute(IFLA_IFNAME, string(name)), f"delete interface {name}")
+    return Message(RTM_DELLINK, 0, link_body() + attribute(IFLA_IFNAME, string(name)), f"delete interface {name}")
 
 
-def _address(index: int, interface: ipaddress.IPv4Interface) -> bytes:
-    body = struct.pack("=BBBBI", socket.AF_INET, interface.network.prefixlen, 0, RT_SCOPE_UNIVERSE, index)
+def _address(index: int, interface: Interface, flags: int = 0) -> bytes:
+    family = FAMILIES[interface.version]
+    body = struct.pack("=BBBBI", family, interface.network.prefixlen, flags, RT_SCOPE_UNIVERSE, index)
     return body + attribute(IFA_LOCAL, interface.ip.packed) + attribute(IFA_ADDRESS, interface.ip.packed)
 
 
-def add_address(index: int, name: str, interface: ipaddress.IPv4Interface) -> Message:
-    """With the subnet's broadcast address, as Docker does. EEXIST when it is already there."""
-    body = _address(index, interface)
-    if interface.network.prefixlen < 31:
-        body += attribute(IFA_BROADCAST, interface.network.broadcast_address.packed)
+def add_address(index: int, name: str, interface: Interface) -> Message:
+    """With the subnet's broadcast address, as Docker does; an IPv6 one can be used at once. EEXIST when it is there."""
+    if interface.version == 6:
+        body = _address(index, interface, IFA_F_NODAD)
+    else:
+        body = _address(index, interface)
+        if interface.network.prefixlen < 31:
+            body += attribute(IFA_BROADCAST, interface.network.broadcast_address.packed)
     return Message(RTM_NEWADDR, F_CREATE | F_EXCL, body, f"add address {interface} to {name}")
 
 
-def delete_address(index: int, name: str, interface: ipaddress.IPv4Interface) -> Message:
+def delete_address(index: int, name: str, interface: Interface) -> Message:
     return Message(RTM_DELADDR, 0, _address(index, interface), f"delete address {interface} from {name}")
 
 
-def add_default_route(index: int, name: str, gateway: ipaddress.IPv4Address) -> Message:
-    route = (socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, RT_SCOPE_UNIVERSE, RTN_UNICAST, 0)
-    body = struct.pack("=BBBBBBBBI", *route)
-    body += attribute(RTA_GATEWAY, gateway.packed) + attribute(RTA_OIF, struct.pack("=I", index))
-    return Message(RTM_NEWROUTE, F_CREATE | F_EXCL, body, f"add default route through {gateway} on {name}")
+def _default_route(index: int, version: int, gateway: IPAddress | None, metric: int = 0) -> bytes:
+    scope = RT_SCOPE_LINK if gateway is None and version == 4 else RT_SCOPE_UNIVERSE
+    route = (FAMILIES[version], 0, 0, 0, RT_TABLE_MAIN, RTPROT_BOOT, scope, RTN_UNICAST, 0)
+    body = struct.pack("=BBBBBBBBI", *route) + attribute(RTA_OIF, struct.pack("=I", index))
+    if gateway is not None:
+        body += attribute(RTA_GATEWAY, gateway.packed)
+    return body + (attribute(RTA_PRIORITY, struct.pack("=I", metric)) if metric else b"")
+
+
+def _new_default_route(flags: int, index: int, name: str, gateway: IPAddress | None, version: int) -> Message:
+    if gateway is not None:
+        version = gateway.version
+    way = f"through {gateway} on {name}" if gateway is not None else f"of IPv{version} on {name}"
+    return Message(RTM_NEWROUTE, flags, _default_route(index, version, gateway), f"add default route {way}")
+
+
+def add_default_route(index: int, name: str, gateway: IPAddress | None, *, version: int = 4) -> Message:
+    """Without a gateway everybody is on the link. EEXIST when there is such a route."""
+    return _new_default_route(F_CREATE | F_EXCL, index, name, gateway, version)
+
+
+def put_default_route(index: int, name: str, gateway: IPAddress | None, *, version: int = 4) -> Message:
+    """In the place of the one that is there."""
+    return _new_default_route(F_CREATE | F_REPLACE, index, name, gateway, version)
+
+
+def delete_default_route(route: Route) -> Message:
+    """This one of several. ESRCH when it is gone."""
+    gateway = ipaddress.ip_address(route.gateway) if route.gateway else None
+    body = _default_route(route.index, route.destination.version, gateway, route.metric)
+    return Message(RTM_DELROUTE, 0, body, f"delete default route through {gateway or 'the link'}")
 
 
 def place_mac(index: int, name: str, mac: str) -> Message:
@@ -333,16 +387,18 @@ def _as_link(body: memoryview) -> Link:
         master=int.from_bytes(found.get(IFLA_MASTER, b"\0"), "little"),
         up=bool(flags & IFF_UP),
         passing=bool(flags & IFF_RUNNING) and forwarding,
+        partner=int.from_bytes(found.get(IFLA_LINK, b"\0"), "little"),
+        alias=os.fsdecode(found.get(IFLA_IFALIAS, b"").rstrip(b"\0")),
     )
 
 
 def links(netlink: Netlink) -> list[Link]:
-    return [_as_link(body) for body in netlink.dump(Message(RTM_GETLINK, 0, _link(), "list interfaces"))]
+    return [_as_link(body) for body in netlink.dump(Message(RTM_GETLINK, 0, link_body(), "list interfaces"))]
 
 
 def find_link(netlink: Netlink, name: str) -> Link | None:
     """The link of that name; None when there is none."""
-    body = _link() + attribute(IFLA_IFNAME, string(name))
+    body = link_body() + attribute(IFLA_IFNAME, string(name))
     try:
         return _as_link(netlink.get(Message(RTM_GETLINK, 0, body, f"look up interface {name}")))
     except OSError as exc:
@@ -351,30 +407,49 @@ def find_link(netlink: Netlink, name: str) -> Link | None:
         raise
 
 
-def addresses(netlink: Netlink) -> list[Address]:
-    """All IPv4 addresses."""
-    request = Message(RTM_GETADDR, 0, struct.pack("=BBBBI", socket.AF_INET, 0, 0, 0, 0), "list addresses")
+def addresses(netlink: Netlink, version: int = 4) -> list[Address]:
+    """All addresses of IPv4 or IPv6."""
+    request = Message(RTM_GETADDR, 0, struct.pack("=BBBBI", FAMILIES[version], 0, 0, 0, 0), "list addresses")
     result = []
     for body in netlink.dump(request):
         family, prefix, _, _, index = struct.unpack_from("=BBBBI", body)
         found = attributes(body[8:])
         packed = found.get(IFA_LOCAL) or found.get(IFA_ADDRESS)
-        if family == socket.AF_INET and packed:
-            result.append(Address(index=index, interface=ipaddress.IPv4Interface((packed, prefix))))
+        if family == FAMILIES[version] and packed:
+            result.append(Address(index=index, interface=_interface(packed, prefix)))
     return result
 
 
-def routes(netlink: Netlink) -> list[tuple[ipaddress.IPv4Network, int]]:
-    """Destinations of the main table's IPv4 routes, and the link each leaves by (0 = several or none)."""
-    request = Message(RTM_GETROUTE, 0, struct.pack("=BBBBBBBBI", socket.AF_INET, *[0] * 8), "list routes")
+def _interface(packed: bytes, prefix: int) -> Interface:
+    if len(packed) == 4:
+        return ipaddress.IPv4Interface((packed, prefix))
+    return ipaddress.IPv6Interface((packed, prefix))
+
+
+def main_routes(netlink: Netlink, version: int = 4) -> list[Route]:
+    """The main table's routes of IPv4 or IPv6."""
+    family = FAMILIES[version]
+    request = Message(RTM_GETROUTE, 0, struct.pack("=BBBBBBBBI", family, *[0] * 8), "list routes")
     result = []
     for body in netlink.dump(request):
-        family, prefix, _, _, table, *_ = struct.unpack_from("=BBBBBBBBI", body)
+        kind, prefix, _, _, table, protocol, _, _, flags = struct.unpack_from("=BBBBBBBBI", body)
         found = attributes(body[12:])
         if RTA_TABLE in found:
             (table,) = struct.unpack("=I", found[RTA_TABLE])
-        if family != socket.AF_INET or table != RT_TABLE_MAIN:
+        if kind != family or table != RT_TABLE_MAIN or flags & RTM_F_CLONED:
             continue
-        destination = ipaddress.IPv4Network((found.get(RTA_DST, bytes(4)), prefix), strict=False)
-        result.append((destination, int.from_bytes(found.get(RTA_OIF, b"\0"), "little")))
+        result.append(
+            Route(
+                destination=_interface(found.get(RTA_DST, bytes(4 if version == 4 else 16)), prefix).network,
+                index=int.from_bytes(found.get(RTA_OIF, b"\0"), "little"),
+                gateway=str(ipaddress.ip_address(found[RTA_GATEWAY])) if RTA_GATEWAY in found else "",
+                metric=int.from_bytes(found.get(RTA_PRIORITY, b"\0"), "little"),
+                protocol=protocol,
+            )
+        )
     return result
+
+
+def routes(netlink: Netlink, version: int = 4) -> list[tuple[IPNetwork, int]]:
+    """Destinations of the main table's routes, and the link each leaves by (0 = several or none)."""
+    return [(route.destination, route.index) for route in main_routes(netlink, version)]
