@@ -1,6 +1,7 @@
 """/containers: life and looks of containers. Sessions (attach, exec, logs, wait) are in `sessions.py`."""
 
 from aiohttp import web
+from msgspec.structs import replace
 
 from wherry.aio import finish
 from wherry.api.call import Call
@@ -68,6 +69,8 @@ async def create(call: Call) -> web.StreamResponse:
     if not raw.strip():
         raise InvalidParameter("invalid JSON: got EOF while reading request body")
     body = engine.decode(engine.CreateContainer, raw)
+    if body.healthcheck is not None and not call.speaks(1, 44):
+        body = replace(body, healthcheck=replace(body.healthcheck, start_interval=0))
     created = await creating.create(
         call.services.containers, body, name=call.text("name") or None, platform=call.text("platform") or None
     )

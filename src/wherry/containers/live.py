@@ -67,6 +67,7 @@ class Live:
         self.ended = asyncio.Event()  # set while there is no process: log followers stop at the end of the log
         self.ended.set()
         self.restart: asyncio.Task[None] | None = None  # the restart policy's timer
+        self.health: asyncio.Task[None] | None = None  # the monitor that runs its health check
         self.backoff = 0.0  # s, before the next automatic restart
         self.keep_after_exit = False  # `restart` of an auto-remove container: this one exit does not remove it
 

@@ -36,6 +36,29 @@ ALLOWED = {
 }
 
 
+class HealthStatus(StrEnum):
+    STARTING = "starting"
+    HEALTHY = "healthy"
+    UNHEALTHY = "unhealthy"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Probe:
+    """One run of a health check."""
+
+    start: int  # ns since the epoch
+    end: int
+    exit_code: int  # -1: it could not be run, or took too long
+    output: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    status: HealthStatus = HealthStatus.STARTING
+    failing_streak: int = 0
+    log: tuple[Probe, ...] = ()  # the last few, oldest first
+
+
 @dataclass(slots=True, kw_only=True)
 class State:
     status: Status = Status.CREATED
@@ -48,6 +71,7 @@ class State:
     finished_at: int = 0
     restart_count: int = 0
     stopped_by_user: bool = False  # unless-stopped and always do not bring it back
+    health: Health | None = None  # None: no health check, or never started
 
     def move(self, to: Status) -> None:
         """Change status; raises Conflict, touching nothing, when the table does not allow it."""
@@ -60,8 +84,8 @@ class State:
 class MountPoint:
     """A resolved mount, as inspect shows it."""
 
-    type: str  # bind, volume, tmpfs
-    source: str  # host path; "" for tmpfs
+    type: str  # bind, volume, tmpfs, image
+    source: str  # host path; "" for tmpfs; of an image its name as typed
     destination: str
     name: str = ""  # volumes
     driver: str = ""  # volumes
@@ -73,6 +97,12 @@ class MountPoint:
     no_copy: bool = False
     recursive: bool = True
     must_exist: bool = False  # --mount: a missing host path is an error; -v makes it
+    subpath: str = ""  # of a volume or image: what is mounted of it; "" = all
+    flat_read_only: bool = False  # mounts below a read-only bind stay writable
+    deep_read_only: bool = False  # that they do not is demanded; else it is done where kernel and runtime can
+    id_map: str = ""  # see runtime.id_map
+    image_id: str = ""  # images
+    chain: str = ""  # images: the layers to mount
 
 
 @dataclass(slots=True, kw_only=True)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from wherry.containers.deps import Deps
+from wherry.containers.life import health
 from wherry.containers.life.remove import remove_locked
 from wherry.containers.live import WaitResult
 from wherry.containers.record import Container, Status
@@ -38,6 +39,7 @@ async def finish(deps: Deps, container: Container, exit_: Exit, *, start: Starte
     """
     live = deps.live_of(container)
     live.shim = None
+    health.stop(deps, container)
     execs.end_run(live.execs)
     started, endpoints = container.state.started_at, container.endpoints
     again = should_restart(container, exit_.code)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from wherry.aio import settle
 from wherry.containers.deps import Deps
-from wherry.containers.life import exits
+from wherry.containers.life import exits, health
 from wherry.containers.life.remove import discard, remove_tree
 from wherry.containers.life.start import start_afresh, start_locked
 from wherry.containers.record import Container, Status
@@ -84,6 +84,7 @@ async def _apply(deps: Deps, container: Container, outcome: Shim | Exit | None) 
             state.move(Status.PAUSED if outcome.paused else Status.RUNNING)
         state.pid, state.pid_start = outcome.pid, outcome.pid_start
         await deps.store.save(container)
+        health.watch(deps, container)
         deps.background.spawn(
             exits.watch(deps, container, outcome, start=start_locked), name=f"exit of {container.id[:12]}"
         )
@@ -109,6 +110,7 @@ def _note_start(container: Container, at: int) -> None:
     state.move(Status.RUNNING)
     state.started_at = at
     state.error, state.oom_killed, state.stopped_by_user = "", False, False
+    state.health = health.fresh(container)
 
 
 async def _drop_strays(deps: Deps) -> None:

@@ -9,12 +9,12 @@ from dataclasses import replace
 
 from wherry.aio import finish, settle
 from wherry.containers.deps import Deps
-from wherry.containers.life import exits
+from wherry.containers.life import exits, health
 from wherry.containers.life.stop import cancel_restart
 from wherry.containers.live import Live
 from wherry.containers.making.files import write_network_files
-from wherry.containers.making.mounts import prepare_binds
 from wherry.containers.making.sandbox import joined, request
+from wherry.containers.making.sources import prepare_binds
 from wherry.containers.making.spec import shim_spec
 from wherry.containers.record import Container, State, Status
 from wherry.errors import Conflict, Failed, NotModified, WherryError
@@ -81,6 +81,7 @@ async def start_locked(deps: Deps, container: Container) -> None:
         if point.type == "volume":
             deps.volumes.mounted(point.name, container.id, destination=point.destination, rw=point.rw)
     deps.publish(container, "start")
+    health.watch(deps, container)
     deps.background.spawn(exits.watch(deps, container, shim, start=start_locked), name=f"exit of {container.id[:12]}")
 
 
@@ -134,6 +135,7 @@ def _mark_running(container: Container, live: Live, shim: Shim, at: int) -> None
     state.pid, state.pid_start = shim.pid, shim.pid_start
     state.started_at = at
     state.error, state.oom_killed, state.stopped_by_user = "", False, False
+    state.health = health.fresh(container)
     live.shim = shim
     live.ended.clear()
 

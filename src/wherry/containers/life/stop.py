@@ -6,6 +6,7 @@ from contextlib import suppress
 
 from wherry.aio import finish
 from wherry.containers.deps import Deps
+from wherry.containers.life import health
 from wherry.containers.live import WaitResult
 from wherry.containers.making.signals import parse_signal
 from wherry.containers.record import Container, Status
@@ -104,6 +105,7 @@ async def _send(deps: Deps, container: Container, number: int, *, stops: bool) -
             await shim.resume()
             container.state.move(Status.RUNNING)
             await deps.store.save(container)
+            health.watch(deps, container)
             deps.publish(container, "unpause")
     return True
 

@@ -9,8 +9,9 @@ import msgspec
 from wherry.containers.making.signals import parse_signal
 from wherry.errors import InvalidParameter, NotSupported
 from wherry.ids import is_name
-from wherry.spec.engine import ContainerConfig, CreateContainer, HostConfig, LogConfig, Resources, words
+from wherry.spec.engine import ContainerConfig, CreateContainer, HealthConfig, HostConfig, LogConfig, Resources, words
 
+SHORTEST = 10**6  # ns; of a health check's times
 MINIMUM_MEMORY = 6 << 20  # bytes; Docker's own floor
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9])?\Z")
 _RESTART = ("no", "always", "on-failure", "unless-stopped")
@@ -46,7 +47,7 @@ def merge(asked: ContainerConfig, image: ContainerConfig) -> ContainerConfig:
         labels={**(image.labels or {}), **(asked.labels or {})},
         stop_signal=asked.stop_signal or image.stop_signal,
         shell=asked.shell or image.shell,
-        healthcheck=asked.healthcheck if asked.healthcheck is not None else image.healthcheck,
+        healthcheck=_merge_health(asked.healthcheck, image.healthcheck),
         on_build=None,
     )
 
@@ -55,6 +56,33 @@ def _merge_env(asked: list[str], image: list[str]) -> list[str]:
     """The image's variables that the request does not set, after the request's own; `NAME` without `=` unsets."""
     names = {entry.partition("=")[0] for entry in asked}
     return [*asked, *(entry for entry in image if entry.partition("=")[0] not in names)]
+
+
+def _merge_health(asked: HealthConfig | None, image: HealthConfig | None) -> HealthConfig | None:
+    """Each field of the image's check that the request leaves open."""
+    if asked is None or image is None:
+        return asked or image
+    return HealthConfig(
+        test=asked.test or image.test,
+        interval=asked.interval or image.interval,
+        timeout=asked.timeout or image.timeout,
+        start_period=asked.start_period or image.start_period,
+        start_interval=asked.start_interval or image.start_interval,
+        retries=asked.retries or image.retries,
+    )
+
+
+def _check_health(check: HealthConfig) -> None:
+    for name, value in (
+        ("Interval", check.interval),
+        ("Timeout", check.timeout),
+        ("StartPeriod", check.start_period),
+        ("StartInterval", check.start_interval),
+    ):
+        if value and value < SHORTEST:
+            raise InvalidParameter(f"{name} in Healthcheck cannot be less than 1ms")
+    if check.retries < 0:
+        raise InvalidParameter("Retries in Healthcheck cannot be negative")
 
 
 def check_config(config: ContainerConfig) -> None:
@@ -73,6 +101,8 @@ def check_config(config: ContainerConfig) -> None:
         raise InvalidParameter("invalid command: an argument contains a NUL byte")
     if config.stop_signal:
         parse_signal(config.stop_signal)
+    if config.healthcheck is not None:
+        _check_health(config.healthcheck)
     if isinstance(config.stop_timeout, int) and config.stop_timeout < -1:
         raise InvalidParameter(f"invalid stop timeout: {config.stop_timeout}")
 

@@ -7,6 +7,7 @@ of output is missed. An exec goes on when its client leaves.
 import asyncio
 import base64
 import time
+from collections.abc import Awaitable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from wherry.containers.deps import Deps
 from wherry.containers.live import Exec, Streams
 from wherry.containers.record import Container, Status
 from wherry.containers.streams import detach
-from wherry.containers.streams.relay import STDOUT, Stream, frame, relay
+from wherry.containers.streams.relay import CHUNK, HEADER, STDOUT, Stream, frame, relay, unframe
 from wherry.containers.views.shapes import Document
 from wherry.errors import Conflict, Failed, InvalidParameter, NotFound, WherryError
 from wherry.ids import ExecID, generate
@@ -30,7 +31,12 @@ DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 async def create(deps: Deps, name: str, config: ExecConfig) -> ExecID:
     """Register a command to be run in a running container. Raises NotFound, Conflict, InvalidParameter."""
-    container = deps.store.resolve(name)
+    found = _register(deps, deps.store.resolve(name), name, config)
+    deps.background.spawn(settle(cgroup.expect_moves), name="expecting an exec")
+    return found.id
+
+
+def _register(deps: Deps, container: Container, name: str, config: ExecConfig) -> Exec:
     check_running(container, name)
     if not words(config.cmd):
         raise InvalidParameter("No exec command specified")
@@ -39,9 +45,8 @@ async def create(deps: Deps, name: str, config: ExecConfig) -> ExecID:
     live = deps.live_of(container)
     _drop_old(live.execs)
     live.execs[found.id] = found
-    deps.background.spawn(settle(cgroup.expect_moves), name="expecting an exec")
     deps.publish(container, f"exec_create: {_command(found)}", execID=found.id)
-    return found.id
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +102,59 @@ async def open_exec(deps: Deps, exec_id: str, options: ExecStart) -> ExecSession
 async def start_detached(deps: Deps, exec_id: str, options: ExecStart) -> None:
     """Start an exec nobody is attached to. Raises as `open_exec`, and whatever made the start fail."""
     await finish(_start(deps, _claim(deps, exec_id), options, detached=True))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Captured:
+    """How an exec of the engine's own ended."""
+
+    code: int
+    output: bytes  # of both streams, as it came; cut at the limit
+    cut: bool
+    timed_out: bool  # it was killed, with all that had come of it
+
+
+async def capture(deps: Deps, container: Container, config: ExecConfig, *, limit: int, timeout: float) -> Captured:
+    """Run a command in a container to its end, `timeout` seconds after it has started at the latest.
+
+    Nothing of it goes on afterwards, also when the caller is cancelled or the daemon ends. Raises what `open_exec` and
+    a failing start raise.
+    """
+    found = _claim(deps, _register(deps, container, container.name, config).id)
+    try:
+        streams = await finish(_start(deps, found, ExecStart(), detached=False, tied=True))
+        assert streams is not None
+        assert found.handle is not None
+        return await _capture(streams, found.handle.exited, limit, timeout)
+    finally:
+        if found.handle is not None and found.handle.streams is not None:
+            found.handle.streams[1].close()  # what still runs is killed
+        deps.live_of(container).execs.pop(found.id, None)
+
+
+async def _capture(streams: Streams, exited: Awaitable[int], limit: int, timeout: float) -> Captured:
+    reader, writer = streams
+    output = bytearray()
+    timed_out = False
+    try:
+        async with asyncio.timeout(timeout):
+            while head := await _read_head(reader):
+                for start in range(0, head, CHUNK):
+                    data = await reader.readexactly(min(CHUNK, head - start))
+                    output += data[: limit + 1 - len(output)]
+    except TimeoutError:
+        timed_out = True
+        writer.close()  # what still runs is killed
+    code = await asyncio.shield(exited)
+    return Captured(code=code, output=bytes(output[:limit]), cut=len(output) > limit, timed_out=timed_out)
+
+
+async def _read_head(reader: asyncio.StreamReader) -> int:
+    """The length of the next frame; 0 at the end."""
+    try:
+        return unframe(await reader.readexactly(HEADER))[1]
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return 0
 
 
 async def inspect(deps: Deps, exec_id: str) -> Document:
@@ -174,7 +232,7 @@ def _claim(deps: Deps, exec_id: str) -> Exec:
     return found
 
 
-async def _start(deps: Deps, found: Exec, options: ExecStart, *, detached: bool) -> Streams | None:
+async def _start(deps: Deps, found: Exec, options: ExecStart, *, detached: bool, tied: bool = False) -> Streams | None:
     """Start a claimed exec and see to its end in the background; the streams, unless nobody is attached."""
     container = deps.store.get(found.container)
     shim = deps.live_of(container).shim if container is not None else None
@@ -183,7 +241,7 @@ async def _start(deps: Deps, found: Exec, options: ExecStart, *, detached: bool)
             raise Conflict(f"container {found.container} is not running")
         deps.publish(container, f"exec_start: {_command(found)}", execID=found.id)
         found.running = True
-        handle = await shim.exec(_spec(container, found, options, detached=detached))
+        handle = await shim.exec(_spec(container, found, options, detached=detached, tied=tied))
     except BaseException as exc:
         found.running = False
         found.exit_code = exit_code_of(str(exc))
@@ -209,7 +267,7 @@ def exit_code_of(message: str) -> int:
     return 127 if "executable file not found" in message or "no such file or directory" in message else 126
 
 
-def _spec(container: Container, found: Exec, options: ExecStart, *, detached: bool) -> ExecSpec:
+def _spec(container: Container, found: Exec, options: ExecStart, *, detached: bool, tied: bool) -> ExecSpec:
     config = found.config
     size = options.console_size or config.console_size
     return ExecSpec(
@@ -226,6 +284,7 @@ def _spec(container: Container, found: Exec, options: ExecStart, *, detached: bo
         stderr=config.attach_stderr,
         console_size=(size[0], size[1]) if config.tty and size and len(size) == 2 else None,
         detach=detached,
+        tied=tied,
     )
 
 

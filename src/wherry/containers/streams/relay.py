@@ -15,6 +15,7 @@ from wherry.containers.streams.detach import Watcher
 CHUNK = 256 << 10  # bytes read at a time
 STDOUT, STDERR = 1, 2
 _FRAME = struct.Struct(">BxxxI")  # stream, length of the payload
+HEADER = _FRAME.size
 
 
 class Stream(Protocol):
@@ -36,6 +37,12 @@ class Stream(Protocol):
 def frame(stream: int, payload: bytes) -> bytes:
     """Docker's framing of output without a terminal."""
     return _FRAME.pack(stream, len(payload)) + payload
+
+
+def unframe(header: bytes) -> tuple[int, int]:
+    """Stream and length of the payload from the first `HEADER` bytes of a frame."""
+    stream, length = _FRAME.unpack(header)
+    return stream, length
 
 
 async def relay(client: Stream, shim: Streams, *, stdin: bool, output: bool, keys: bytes = b"") -> bool:

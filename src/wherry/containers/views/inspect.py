@@ -4,7 +4,7 @@ import msgspec
 
 from wherry.aio import settle
 from wherry.containers.deps import Deps
-from wherry.containers.record import Container, Status
+from wherry.containers.record import Container, Health, Status
 from wherry.containers.views import shapes
 from wherry.containers.views.listing import image_manifest, list_containers, measure
 from wherry.containers.views.shapes import Document, rfc3339_nano
@@ -73,7 +73,7 @@ async def inspect(deps: Deps, name: str, *, size: bool = False) -> Document:
 def state(container: Container) -> Document:
     """As in Docker a container that waits for its automatic restart also counts as running."""
     found = container.state
-    return {
+    document: Document = {
         "Status": str(found.status),
         "Running": container.running or found.status is Status.RESTARTING,
         "Paused": found.status is Status.PAUSED,
@@ -86,6 +86,22 @@ def state(container: Container) -> Document:
         "StartedAt": rfc3339_nano(found.started_at),
         "FinishedAt": rfc3339_nano(found.finished_at),
     }
+    if found.health is not None:
+        document["Health"] = _health(found.health)
+    return document
+
+
+def _health(found: Health) -> Document:
+    probes = [
+        {
+            "Start": rfc3339_nano(probe.start),
+            "End": rfc3339_nano(probe.end),
+            "ExitCode": probe.exit_code,
+            "Output": probe.output,
+        }
+        for probe in found.log
+    ]
+    return {"Status": str(found.status), "FailingStreak": found.failing_streak, "Log": probes}
 
 
 def config(found: ContainerConfig) -> Document:

@@ -164,8 +164,12 @@ def _tests(deps: Deps, filters: Filters) -> list[Test]:
 def _health(filters: Filters) -> Test:
     if bad := next((value for value in filters.get("health") if value not in _HEALTH), None):
         raise InvalidParameter(f"unrecognized filter value for health: {bad}")
-    # Health checks are not run by this engine: every container's health is "none".
-    return lambda container: filters.exact("health", "none")
+
+    def test(container: Container) -> bool:
+        health = container.state.health
+        return filters.exact("health", str(health.status) if health is not None else "none")
+
+    return test
 
 
 def _exited(filters: Filters) -> Test:

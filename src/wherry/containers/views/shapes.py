@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 
-from wherry.containers.record import Container, MountPoint, Status
+from wherry.containers.record import Container, HealthStatus, MountPoint, Status
 from wherry.network.endpoint import Endpoint
 from wherry.spec.engine import EndpointSettings
 
@@ -53,7 +53,14 @@ def human_status(container: Container, now: int) -> str:
     state = container.state
     match state.status:
         case Status.RUNNING:
-            return f"Up {human_duration(now - state.started_at)}"
+            up = f"Up {human_duration(now - state.started_at)}"
+            match state.health.status if state.health is not None else None:
+                case None:
+                    return up
+                case HealthStatus.STARTING:
+                    return f"{up} (health: starting)"
+                case known:
+                    return f"{up} ({known})"
         case Status.PAUSED:
             return f"Up {human_duration(now - state.started_at)} (Paused)"
         case Status.RESTARTING:
