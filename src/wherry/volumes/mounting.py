@@ -14,15 +14,25 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 from wherry.errors import Failed
 from wherry.kernel import loop
-from wherry.kernel.mount import MS_BIND, MS_REC, MS_REMOUNT, MS_SHARED, bind, mount_raw, parse_options, umount
+from wherry.kernel.mount import (
+    MS_BIND,
+    MS_RDONLY,
+    MS_REC,
+    MS_REMOUNT,
+    MS_SHARED,
+    bind,
+    mount_raw,
+    parse_options,
+    umount,
+)
 from wherry.kernel.mountinfo import entries
 from wherry.volumes.record import Volume, words
 
@@ -113,9 +123,10 @@ def mount(own: Path, volume: Volume, *, resolve: Resolve = resolve_host) -> None
     if is_mounted(data):
         return
     try:
-        with ExitStack() as undo:
+        what = plan(volume, own / "_image", resolve=resolve)
+        with _device(what, data) as device, ExitStack() as undo:  # a file is opened by another mount than the one to go
             _share(own, undo)
-            mount_at(plan(volume, own / "_image", resolve=resolve), data)
+            _mount(what, device, data)
             undo.pop_all()
     except Failed as exc:
         raise Failed(f"error while mounting volume '{data}': {exc.message}") from exc
@@ -132,26 +143,36 @@ def _share(own: Path, undo: ExitStack) -> None:
     mount_raw(None, str(own), None, MS_SHARED)
 
 
-def mount_at(what: Plan, target: Path) -> None:
-    """Raises Failed; then nothing is mounted."""
+@contextmanager
+def _device(what: Plan, target: Path) -> Iterator[str]:
+    """The device to be mounted; one for a file is there as long as this block, or its mount. Raises Failed."""
+    if not what.file:
+        yield what.device
+        return
     with ExitStack() as held:
         try:
-            device = what.device
-            if what.flags & MS_BIND and not device.startswith("/"):
-                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))  # relative to what?
-            if what.file:
-                device = held.enter_context(loop.attached(device, read_only=bool(what.flags & 1)))
-            mount_raw(device, str(target), what.fstype, what.flags, what.data or None)
+            device = held.enter_context(loop.attached(what.device, read_only=bool(what.flags & MS_RDONLY)))
         except OSError as exc:
             raise Failed(_refused(what, target, exc)) from exc
-        try:
-            if what.propagation:
-                mount_raw(None, str(target), None, what.propagation)
-            if what.flags & MS_BIND and (rest := what.flags & ~(MS_BIND | MS_REC)):
-                mount_raw(None, str(target), None, MS_REMOUNT | MS_BIND | rest)
-        except OSError as exc:
-            umount(target)
-            raise Failed(_refused(what, target, exc)) from exc
+        yield device
+
+
+def _mount(what: Plan, device: str, target: Path) -> None:
+    """Raises Failed; then nothing is mounted."""
+    try:
+        if what.flags & MS_BIND and not device.startswith("/"):
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))  # relative to what?
+        mount_raw(device, str(target), what.fstype, what.flags, what.data or None)
+    except OSError as exc:
+        raise Failed(_refused(what, target, exc)) from exc
+    try:
+        if what.propagation:
+            mount_raw(None, str(target), None, what.propagation)
+        if what.flags & MS_BIND and (rest := what.flags & ~(MS_BIND | MS_REC)):
+            mount_raw(None, str(target), None, MS_REMOUNT | MS_BIND | rest)
+    except OSError as exc:
+        umount(target)
+        raise Failed(_refused(what, target, exc)) from exc
 
 
 def _refused(what: Plan, target: Path, exc: OSError) -> str:
