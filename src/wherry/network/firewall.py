@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from wherry.kernel import conntrack, nftables
 from wherry.kernel.netlink import Message
-from wherry.kernel.nftables import Element, Nftables
+from wherry.kernel.nftables import Element, Family, Nftables
 from wherry.network.endpoint import Port
 from wherry.network.ports import ANY4, PROTOCOLS
 
@@ -167,7 +167,7 @@ class Firewall:
                 return
             self._published.update({(element.set, element.key): element for element in elements})
             try:
-                self._nft().change(self.table, add=elements)
+                self._nft().change(Family.IP, self.table, add=elements)
                 self._generation += 1
             except FileNotFoundError:
                 self._load()  # somebody took the maps away: write what ought to be there
@@ -183,7 +183,7 @@ class Firewall:
             if not present:
                 return
             try:
-                self._nft().change(self.table, delete=present)
+                self._nft().change(Family.IP, self.table, delete=present)
                 self._generation += 1
             except OSError as exc:
                 if exc.errno != errno.ENOENT:
@@ -197,8 +197,10 @@ class Firewall:
         """
         with self._lock:
             nft = self._nft()
-            tables = [name for name in nft.tables() if name.startswith(PREFIX) and name != self.table]
-            guard = any(GUARD.encode() in rule.comment for table in tables for rule in nft.rules(table, "forward"))
+            tables = [name for name in nft.tables(Family.IP) if name.startswith(PREFIX) and name != self.table]
+            guard = any(
+                GUARD.encode() in rule.comment for table in tables for rule in nft.rules(Family.IP, table, "forward")
+            )
             return bool(tables), guard
 
     def forget_port_flows(self, protocol: int, ports: Collection[int]) -> None:
@@ -208,7 +210,7 @@ class Firewall:
         """
         with self._lock:
             if len(ports) <= WALKS:
-                messages = [conntrack.forget_port(protocol, port) for port in ports]
+                messages = [conntrack.forget_port(protocol, port, 4) for port in ports]
             else:
                 known = conntrack.flows(self._nft())
                 messages = [
@@ -219,7 +221,7 @@ class Firewall:
     def forget_answers(self, protocol: int, address: str) -> None:
         """Forget every flow that a container answers. Raises OSError."""
         with self._lock:
-            self._forget([conntrack.forget_answers(protocol, ipaddress.IPv4Address(address))])
+            self._forget([conntrack.forget_answers(protocol, ipaddress.ip_address(address))])
 
     def _forget(self, messages: Iterable[Message]) -> None:
         for message in messages:
@@ -233,14 +235,14 @@ class Firewall:
         generation = nft.generation()
         if generation == self._generation:
             return
-        if self.table not in nft.tables():
+        if self.table not in nft.tables(Family.IP):
             log.warning("firewall table %s is gone: somebody flushed the ruleset; writing it again", self.table)
             self._load()
         self._claim(nft)
         self._generation = nft.generation()
 
     def _claim(self, nft: Nftables) -> None:
-        if not self._networks or not nft.drops(FOREIGN_TABLE, FOREIGN_CHAIN) or self._claims(nft):
+        if not self._networks or not nft.drops(Family.IP, FOREIGN_TABLE, FOREIGN_CHAIN) or self._claims(nft):
             return
         commands = [
             f'add rule ip {FOREIGN_TABLE} {FOREIGN_CHAIN} {way} "{network.bridge}" counter accept'
@@ -253,7 +255,7 @@ class Firewall:
     def _claims(self, nft: Nftables) -> list[int]:
         """Handles of our rules in the foreign chain."""
         mine = self.table.encode() + b"\0"
-        rules = nft.rules(FOREIGN_TABLE, FOREIGN_CHAIN)
+        rules = nft.rules(Family.IP, FOREIGN_TABLE, FOREIGN_CHAIN)
         return [rule.handle for rule in rules if rule.comment[2:] == mine]
 
     def remove(self) -> None:
