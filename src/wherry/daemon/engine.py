@@ -23,6 +23,7 @@ from wherry.containers import deps as containers
 from wherry.containers.life.recover import recover as recover_containers
 from wherry.containers.live import LiveTable
 from wherry.containers.store import ContainerStore
+from wherry.containers.views.image_users import mounted_layers
 from wherry.daemon.config import BUILT_IN_RUNTIMES, Config, find_init, find_runtimes, parse_size
 from wherry.daemon.engine_registry import keep_rest
 from wherry.daemon.registries import registry_config
@@ -105,6 +106,7 @@ async def open_engine(config: Config) -> Engine:
         )
     )
     store = ContainerStore(state)
+    image_deps.roots.append(lambda: (set(), mounted_layers(store)))
     volumes = Volumes(state, data_root / "volumes", events, users=lambda: volume_users(store))
     networks = Networks(network_config(config), state)
     shims = Shims(exec_root)

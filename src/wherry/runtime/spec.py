@@ -4,7 +4,9 @@ What depends on the content of the root file system (user, HOME, the working dir
 (the sandbox's network namespace) is filled in by the shim. The defaults are Docker's.
 """
 
+import os
 import posixpath
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,9 +93,18 @@ def environment(config: ContainerConfig) -> list[str]:
     return [entry for entry in merged.values() if entry is not None]
 
 
-def bind_options(*, read_only: bool, propagation: str = "", recursive: bool = True) -> tuple[str, ...]:
-    """Options of a bind mount."""
-    return ("rbind" if recursive else "bind", "ro" if read_only else "rw", propagation or "rprivate")
+def bind_options(
+    *, read_only: bool, propagation: str = "", recursive: bool = True, deep: bool = False
+) -> tuple[str, ...]:
+    """Options of a bind mount; `deep`: what is mounted below a read-only one is read-only too."""
+    access = ("rro" if deep else "ro") if read_only else "rw"
+    return ("rbind" if recursive else "bind", access, propagation or "rprivate")
+
+
+def can_be_deep(runtime_kind: str) -> bool:
+    """Kernel (mount_setattr, 5.12) and runtime know recursively read-only mounts."""
+    numbers = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return runtime_kind in ("crun", "runc") and numbers is not None and (int(numbers[1]), int(numbers[2])) >= (5, 12)
 
 
 def tmpfs_options(options: Sequence[str]) -> tuple[str, ...]:

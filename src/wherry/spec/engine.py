@@ -33,6 +33,7 @@ _IRREGULAR = {
     "global_ipv6_prefix_len": "GlobalIPv6PrefixLen",
     "device_ids": "DeviceIDs",
     "host_ip": "HostIp",
+    "id_map": "IDMap",
     "blkio_device_read_iops": "BlkioDeviceReadIOps",
     "blkio_device_write_iops": "BlkioDeviceWriteIOps",
     "container_id_file": "ContainerIDFile",
@@ -142,6 +143,7 @@ class BindOptions(Document, frozen=True, kw_only=True, omit_defaults=True):
     create_mountpoint: bool = False
     read_only_non_recursive: bool = False
     read_only_force_recursive: bool = False
+    id_map: str = ""  # ours: `caller`, or as runtime.id_map has it
 
 
 class VolumeOptions(Document, frozen=True, kw_only=True, omit_defaults=True):
@@ -157,6 +159,10 @@ class TmpfsOptions(Document, frozen=True, kw_only=True, omit_defaults=True):
     options: list[list[str]] | None = None
 
 
+class ImageOptions(Document, frozen=True, kw_only=True, omit_defaults=True):
+    subpath: str = ""
+
+
 class Mount(Document, frozen=True, kw_only=True, omit_defaults=True):
     """One `--mount`."""
 
@@ -168,6 +174,7 @@ class Mount(Document, frozen=True, kw_only=True, omit_defaults=True):
     bind_options: BindOptions | None = None
     volume_options: VolumeOptions | None = None
     tmpfs_options: TmpfsOptions | None = None
+    image_options: ImageOptions | None = None
 
 
 class Resources(Document, frozen=True, kw_only=True):

@@ -61,20 +61,22 @@ async def test_the_engine_s_files_are_bound_unless_the_user_has_others(world: Li
     assert found["/etc/resolv.conf"]["source"] == str(directory / "resolv.conf")
     assert found["/etc/hostname"]["source"] == str(directory / "hostname")
     assert found["/etc/hosts"]["source"] == "/etc/hosts"
-    assert "ro" in found["/etc/hosts"]["options"]
+    assert not {"ro", "rro"}.isdisjoint(found["/etc/hosts"]["options"])
 
 
 async def test_mount_points_become_mounts(world: LifeWorld) -> None:
     container = await world.create("web")
     container.mounts = (
         MountPoint(type="volume", source="/v/_data", destination="/v", name="v", rw=False),
-        MountPoint(type="bind", source="/src", destination="/b", propagation="rshared"),
+        MountPoint(type="bind", source="/src", destination="/b", propagation="private"),
+        MountPoint(type="bind", source="/src", destination="/shallow", rw=False, flat_read_only=True),
         MountPoint(type="bind", source="/src", destination="/flat", recursive=False, propagation="rprivate"),
         MountPoint(type="tmpfs", source="", destination="/t", options=("size=1m",), rw=False),
     )
     found = mounts(world, container)
-    assert (found["/v"]["source"], "ro" in found["/v"]["options"]) == ("/v/_data", True)
-    assert {"rbind", "rshared"} <= set(found["/b"]["options"])
+    assert (found["/v"]["source"], "rw" in found["/v"]["options"]) == ("/v/_data", False)
+    assert {"rbind", "private"} <= set(found["/b"]["options"])
+    assert "ro" in found["/shallow"]["options"]
     assert "bind" in found["/flat"]["options"]
     assert "rbind" not in found["/flat"]["options"]
     assert (found["/t"]["type"], {"size=1m", "ro"} <= set(found["/t"]["options"])) == ("tmpfs", True)

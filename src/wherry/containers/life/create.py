@@ -17,9 +17,11 @@ from wherry.containers.deps import Deps
 from wherry.containers.life.remove import discard
 from wherry.containers.making import config as checks
 from wherry.containers.making import names
-from wherry.containers.making.mounts import prepare_binds, resolve
+from wherry.containers.making.mounts import over_daemon, resolve, with_caller
 from wherry.containers.making.sandbox import joined, request
+from wherry.containers.making.sources import doubts, prepare_binds
 from wherry.containers.making.spec import check_security
+from wherry.containers.making.volumes import make_volume
 from wherry.containers.record import Container, MountPoint
 from wherry.errors import InvalidParameter, NotFound
 from wherry.ids import ContainerID, generate, short
@@ -39,8 +41,13 @@ class Created:
     warnings: list[str]
 
 
-async def create(deps: Deps, body: CreateContainer, *, name: str | None, platform: str | None) -> Created:
-    """Make a container; raises NotFound for a missing image, Conflict for a taken name, InvalidParameter otherwise."""
+async def create(
+    deps: Deps, body: CreateContainer, *, name: str | None, platform: str | None, caller: tuple[int, int] | None = None
+) -> Created:
+    """Make a container; raises NotFound for a missing image, Conflict for a taken name, InvalidParameter otherwise.
+
+    `caller`: uid and gid of who asks, where that is known: `idmap` means these.
+    """
     if name is not None:
         checks.check_name(name.removeprefix("/"))
     if not body.image:
@@ -49,6 +56,9 @@ async def create(deps: Deps, body: CreateContainer, *, name: str | None, platfor
         parse(body.image)  # a name that can be none is the request's fault, not an image that is missing
     deps.background.spawn(settle(cgroup.expect_moves), name="expecting a start")
     async with pinned(deps.images, body.image, platform=platform) as image:
+        if caller is not None:
+            host = with_caller(body.host_config, "caller={}-{}".format(*caller))
+            body = msgspec.structs.replace(body, host_config=host)
         container, warnings = await _create(deps, body, image, name)
     deps.publish(container, "create")
     return Created(container.id, warnings)
@@ -76,6 +86,7 @@ async def _create(deps: Deps, body: CreateContainer, image: Image, name: str | N
         async with AsyncExitStack() as undo:
             await deps.store.add(container)
             undo.push_async_callback(_undo, deps, container)
+            check_images(deps, container.mounts)
             await settle(deps.snapshots.prepare, container.id, image.chain, container=True)
             await settle(settings.directory(container).mkdir, mode=0o710, parents=True, exist_ok=True)
             await _make_volumes(deps, container, image)
@@ -116,7 +127,25 @@ def _resolve_mounts(deps: Deps, config: ContainerConfig, host: HostConfig) -> tu
     def others(name: str) -> Sequence[MountPoint]:
         return deps.store.resolve(name).mounts
 
-    return resolve(host, image_volumes=config.volumes or {}, others=others)
+    points = resolve(host, image_volumes=config.volumes or {}, others=others)
+    return over_daemon((find_image(deps, point) for point in points), host, deps.settings.data_root)
+
+
+def find_image(deps: Deps, point: MountPoint) -> MountPoint:
+    """A mount of an image with the image it means now. Raises NotFound, InvalidParameter."""
+    if point.type != "image" or point.chain:
+        return point
+    image = deps.images.store.get(point.source)
+    if image.chain is None:
+        raise InvalidParameter(f'invalid mount config for type "image": image {point.source} has no layers')
+    return replace(point, image_id=image.id, chain=image.chain)
+
+
+def check_images(deps: Deps, points: Sequence[MountPoint]) -> None:
+    """Once the record names the images their layers stay: but were they still there? Raises InvalidParameter."""
+    for point in points:
+        if point.type == "image" and deps.images.store.find(point.image_id) is None:
+            raise InvalidParameter(f"No such image: {point.source}")
 
 
 def _check_all(deps: Deps, container: Container) -> list[str]:
@@ -140,33 +169,16 @@ def _check_all(deps: Deps, container: Container) -> list[str]:
     for point in container.mounts:
         if point.must_exist:
             prepare_binds([point])
-    return check_security(deps, container)
+    return [*doubts(container.mounts), *check_security(deps, container)]
 
 
 async def _make_volumes(deps: Deps, container: Container, image: Image) -> None:
     """Make what does not exist yet, fill new and empty volumes from the image, and note where they are."""
-    points: list[MountPoint] = []
-    for point in container.mounts:
-        if point.type == "volume":
-            options = next(
-                (
-                    mount.volume_options
-                    for mount in container.host_config.mounts or []
-                    if mount.target == point.destination and mount.volume_options
-                ),
-                None,
-            )
-            source = await deps.volumes.ensure(
-                point.name,
-                driver=point.driver,
-                options=(options.driver_config.options if options and options.driver_config else None) or {},
-                labels=(options.labels if options else None) or {},
-                anonymous=point.anonymous,
-            )
-            if not point.no_copy:
-                await deps.volumes.fill(point.name, deps.snapshots.view(image.chain), point.destination)
-            point = replace(point, source=str(source))
-        points.append(point)
+    mounts = {mount.target: mount for mount in container.host_config.mounts or []}
+    points = [
+        await make_volume(deps, point, mounts.get(point.destination), image.chain) if point.type == "volume" else point
+        for point in container.mounts
+    ]
     container.mounts = tuple(points)
 
 

@@ -9,6 +9,7 @@ from wherry.containers.deps import Deps
 from wherry.containers.life import health
 from wherry.containers.life.remove import remove_locked
 from wherry.containers.live import WaitResult
+from wherry.containers.making.volumes import unmount_volumes
 from wherry.containers.record import Container, Status
 from wherry.containers.streams import execs
 from wherry.errors import WherryError
@@ -45,6 +46,7 @@ async def finish(deps: Deps, container: Container, exit_: Exit, *, start: Starte
     again = should_restart(container, exit_.code)
     container.state.restart_count += again
     await _tried(deps.networks.release(container.id), container)
+    await _tried(unmount_volumes(deps, container), container)
     _mark_ended(container, exit_, Status.RESTARTING if again else Status.EXITED)
     removes = container.host_config.auto_remove and not live.keep_after_exit
     live.keep_after_exit = False

@@ -13,6 +13,7 @@ from wherry.containers.deps import Deps
 from wherry.containers.life import exits, health
 from wherry.containers.life.remove import discard, remove_tree
 from wherry.containers.life.start import start_afresh, start_locked
+from wherry.containers.making.volumes import users_of
 from wherry.containers.record import Container, Status
 from wherry.errors import WherryError
 from wherry.ids import ContainerID
@@ -29,6 +30,7 @@ async def recover(deps: Deps) -> None:
     whole = [each for each in deps.store.all() if each.complete and each.state.status is not Status.DEAD]
     outcomes = {container.id: await _adopt(deps, container) for container in whole}
     await _drop_strays(deps)
+    await deps.volumes.recover(users_of([each for each in whole if isinstance(outcomes[each.id], Shim)]))
     await deps.networks.start({each.id: each.ports for each in whole if isinstance(outcomes[each.id], Shim)})
     for container in whole:
         async with deps.locks(container.id):

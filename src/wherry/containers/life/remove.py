@@ -96,12 +96,15 @@ async def discard(deps: Deps, container: Container, *, volumes: bool) -> None:
     chain = await settle(_parent, deps, container.id)
     await settle(deps.snapshots.remove, container.id)
     await release(deps.images, chain)
+    mounted = {point.chain for point in container.mounts if point.chain}
     await settle(remove_tree, deps.settings.directory(container))
     if volumes:
         for point in container.mounts:
             if point.anonymous and not used_by_others(deps, point.name, container.id):
                 await deps.volumes.discard(point.name)
     await deps.store.remove(container)
+    for each in mounted:
+        await release(deps.images, ChainID(each))
 
 
 def _parent(deps: Deps, key: str) -> ChainID | None:

@@ -16,6 +16,7 @@ from wherry.containers.making.files import write_network_files
 from wherry.containers.making.sandbox import joined, request
 from wherry.containers.making.sources import prepare_binds
 from wherry.containers.making.spec import shim_spec
+from wherry.containers.making.volumes import mount_volumes, unmount_volumes
 from wherry.containers.record import Container, State, Status
 from wherry.errors import Conflict, Failed, NotModified, WherryError
 from wherry.events import Event
@@ -93,6 +94,9 @@ async def _create_process(deps: Deps, container: Container, live: Live, undo: As
     """
     await deps.shims.forget(container.id)  # the shim of the last run may still be tidying up
     await settle(prepare_binds, container.mounts)
+
+    undo.push_async_callback(unmount_volumes, deps, container)
+    await mount_volumes(deps, container)
 
     undo.push_async_callback(deps.networks.release, container.id)
     async with _connected(deps, container) as sandbox:

@@ -3,15 +3,18 @@
 from pathlib import Path
 
 from wherry.containers.deps import Deps
+from wherry.containers.making import sources
 from wherry.containers.making.config import log_limits
 from wherry.containers.making.files import NAMES
 from wherry.containers.making.sandbox import joined
 from wherry.containers.record import Container, MountPoint
-from wherry.errors import Conflict, InvalidParameter
+from wherry.digest import ChainID
+from wherry.errors import Conflict, Failed, InvalidParameter
 from wherry.kernel import cgroup
+from wherry.kernel.mount import Mount
 from wherry.runtime import devices, resources, security
-from wherry.runtime.shim_client import LogSpec, RuntimeSpec, Shim, ShimSpec
-from wherry.runtime.spec import SANDBOX, SpecInput, SpecMount, bind_options, build, tmpfs_options
+from wherry.runtime.shim_client import LogSpec, Part, RuntimeSpec, Shim, ShimSpec
+from wherry.runtime.spec import SANDBOX, SpecInput, SpecMount, bind_options, build, can_be_deep, tmpfs_options
 
 
 def check_security(deps: Deps, container: Container) -> list[str]:
@@ -48,13 +51,15 @@ def shim_spec(deps: Deps, container: Container) -> ShimSpec:
     """Everything one run needs. Reads /dev and the state of containers to join; raises in Docker's words."""
     config, host, settings = container.config, container.host_config, deps.settings
     parent = host.cgroup_parent or settings.cgroup_parent
+    runtime = _runtime(deps, container)
+    mounts, parts = _mounts(deps, container, runtime)
     built = build(
         SpecInput(
             id=container.id,
             args=[container.path, *container.args],
             config=config,
             host_config=host,
-            mounts=_mounts(deps, container),
+            mounts=mounts,
             netns=_network_namespace(deps, container),
             ipcns=_namespace(deps, host.ipc_mode, "ipc"),
             pidns=_namespace(deps, host.pid_mode, "pid"),
@@ -71,7 +76,8 @@ def shim_spec(deps: Deps, container: Container) -> ShimSpec:
         id=container.id,
         spec=built.spec,
         rootfs=deps.snapshots.mounts(container.id),
-        runtime=_runtime(deps, container),
+        parts=parts,
+        runtime=runtime,
         log=_log(container),
         user=config.user,
         group_add=host.group_add or (),
@@ -130,27 +136,65 @@ def _running(deps: Deps, name: str, kind: str) -> Shim:
     return shim
 
 
-def _mounts(deps: Deps, container: Container) -> list[SpecMount]:
-    """The files of ours, then the user's mounts over them."""
+def _mounts(deps: Deps, container: Container, runtime: RuntimeSpec) -> tuple[list[SpecMount], list[Part]]:
+    """The files of ours, then the user's mounts over them; and what the shim must prepare for these."""
     covered = {point.destination for point in container.mounts}
     other = joined(container)
     owner = container if other is None else deps.store.resolve(other)
     directory = deps.settings.directory(owner)
-    own = [_own_file(directory, name, path) for name, path in NAMES.items() if path not in covered]
-    return [*own, *(_mount(point) for point in container.mounts)]
+    mounts = [_own_file(directory, name, path) for name, path in NAMES.items() if path not in covered]
+    parts: list[Part] = []
+    propagations = sources.propagations(container.mounts, deps.settings.data_root)
+    deep = can_be_deep(runtime.kind)
+    for point in container.mounts:
+        if point.deep_read_only and not deep:
+            raise Failed(f"recursive read-only mounts need kernel 5.12 and crun or runc, not {runtime.kind}")
+        part = part_of(deps, point)
+        if part is not None:
+            source = deps.shims.part(container.id, len(parts))
+            parts.append(part)
+        else:
+            source = point.source
+        mounts.append(_mount(point, source, propagations.get(point.destination, point.propagation), deep=deep))
+    return mounts, parts
 
 
 def _own_file(directory: Path, name: str, path: str) -> SpecMount:
     return SpecMount(destination=path, type="bind", source=str(directory / name), options=bind_options(read_only=False))
 
 
-def _mount(point: MountPoint) -> SpecMount:
+def part_of(deps: Deps, point: MountPoint, *, always: bool = False) -> Part | None:
+    """What of a tree the mount shows, for the shim; None when the runtime can bind it as it stands, unless `always`."""
+    if point.type == "image":
+        return Part(mounts=tuple(deps.snapshots.view(ChainID(point.chain))), selector=point.subpath, name=point.source)
+    if point.type == "tmpfs" or not (point.subpath or point.id_map or always):
+        return None
+    return Part(
+        mounts=(Mount(type="bind", source=point.source),),
+        selector=point.subpath,
+        beneath=True,
+        name=point.source,
+        recursive=point.recursive,
+        id_map=point.id_map,
+    )
+
+
+def tmpfs_of(point: MountPoint) -> tuple[str, ...]:
+    """Mount options of a tmpfs."""
+    return tmpfs_options(point.options if point.rw or "ro" in point.options else (*point.options, "ro"))
+
+
+def _mount(point: MountPoint, source: str, propagation: str, *, deep: bool) -> SpecMount:
     if point.type == "tmpfs":
-        options = point.options if point.rw or "ro" in point.options else (*point.options, "ro")
-        return SpecMount(destination=point.destination, type="tmpfs", source="tmpfs", options=tmpfs_options(options))
+        return SpecMount(destination=point.destination, type="tmpfs", source="tmpfs", options=tmpfs_of(point))
     return SpecMount(
         destination=point.destination,
         type="bind",
-        source=point.source,
-        options=bind_options(read_only=not point.rw, propagation=point.propagation, recursive=point.recursive),
+        source=source,
+        options=bind_options(
+            read_only=not point.rw,
+            propagation=propagation,
+            recursive=point.recursive,
+            deep=deep and not point.flat_read_only,
+        ),
     )
