@@ -1,6 +1,6 @@
 """rtnetlink: kinds of links besides bridges and pairs, which `netlink` has, and what can be told of any link.
 
-A kind that the kernel was built without, and has no module of, is refused with EOPNOTSUPP: `unknown_kind`.
+A kind that the kernel was built without, and has no module of, is refused with EOPNOTSUPP.
 """
 
 import errno
@@ -22,6 +22,7 @@ from wherry.kernel.netlink import (
     INFO_KIND,
     RTM_NEWLINK,
     Message,
+    Netlink,
     attribute,
     link_body,
     mac_bytes,
@@ -51,9 +52,13 @@ class IpvlanFlag(IntEnum):
     VEPA = 2
 
 
-def unknown_kind(exc: OSError) -> bool:
-    """True when the kernel does not know the kind of link that was to be made."""
-    return exc.errno == errno.EOPNOTSUPP
+def has_kind(nl: Netlink, kind: str) -> bool:
+    """True when the kernel can make links of this kind that are on another one; its module is loaded. Makes nothing."""
+    try:
+        nl.transact(_create("probe", kind, b"", f"make links of kind {kind}"))
+    except OSError as exc:
+        return exc.errno == errno.EINVAL  # no parent given; EOPNOTSUPP where the kind is unknown
+    raise AssertionError(f"a {kind} was made without a parent")
 
 
 def _create(

@@ -20,6 +20,7 @@ MODES = {4: f"{_BRIDGE}gateway_mode_ipv4", 6: f"{_BRIDGE}gateway_mode_ipv6"}
 BINDINGS = (f"{_BRIDGE}host_binding_ipv4", "com.docker.network.host_ipv4", "com.docker.network.host_ipv6")
 SWITCHES = (ICC, INHIBIT4, f"{_BRIDGE}enable_ip_masquerade", f"{_BRIDGE}default_bridge")
 _TRUE, _FALSE = ("1", "t", "T", "TRUE", "true", "True"), ("0", "f", "F", "FALSE", "false", "False")
+_NUMBER = re.compile(r"-?[0-9]{1,9}\Z")
 _NOT_IN_NAMES = re.compile(r"[/:\s\0]")
 
 
@@ -42,12 +43,13 @@ def mtu(network: NetworkRecord, *, default: int = 1500) -> int:
     value = network.options.get(MTU)
     if not value:
         return default
-    if not (value.isascii() and value.isdigit()):
+    if not _NUMBER.match(value):
         raise _unparsed(MTU, value, f'strconv.Atoi: parsing "{value}": invalid syntax')
+    number = int(value)
     smallest = SMALLEST_MTU6 if network.ipv6 else SMALLEST_MTU
-    if not (len(value) < 9 and smallest <= int(value) <= LARGEST_MTU) and int(value[:9]):
-        raise _unparsed(MTU, value, f"not between {smallest} and {LARGEST_MTU}")
-    return int(value) or default
+    if number and not smallest <= number <= LARGEST_MTU:
+        raise InvalidParameter(f"invalid MTU number: {number} is not between {smallest} and {LARGEST_MTU}")
+    return number or default
 
 
 def icc(network: NetworkRecord) -> bool:
@@ -84,7 +86,7 @@ def check_bridge(network: NetworkRecord) -> None:
             try:
                 ipaddress.ip_address(value)
             except ValueError as exc:
-                raise _unparsed(key, value, "invalid IP address") from exc
+                raise _unparsed(key, value, "nil ip") from exc
     for name in filter(None, options.get(TRUSTED, "").split(":")):
         check_interface_name(name, "trusted host interface")
 
