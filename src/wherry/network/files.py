@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from wherry.errors import InvalidParameter
+from wherry.network.endpoint import NameServers
 
 HOST_GATEWAY = "host-gateway"  # in --add-host: the host as containers see it
 FALLBACK_DNS = ("8.8.8.8", "8.8.4.4")  # Docker's, for a host that has only loopback name servers
@@ -99,6 +100,24 @@ def resolv_conf(
     return "".join(f"{line}\n" for line in lines)
 
 
+def upstream(
+    host: str, *, dns: Sequence[str] = (), search: Sequence[str] = (), options: Sequence[str] = ()
+) -> NameServers:
+    """Whom the resolver at 127.0.0.11 asks what it does not know. `host` is the host's resolv.conf.
+
+    What is given is asked from the container's own network, and so are the host's name servers, but for those it may
+    not reach from there: the host's loopback, and IPv6.
+    """
+    found = [] if dns else name_servers(host)
+    domains = list(search) or search_domains(host)
+    return NameServers(
+        servers=tuple(dns) or tuple(server for server in found if _reachable(server)),
+        from_host=tuple(server for server in found if not _reachable(server)),
+        search=tuple(domain for domain in domains if domain != "."),
+        options=tuple(options or resolver_options(host)),
+    )
+
+
 def _reachable(server: str) -> bool:
     try:
         return not ipaddress.IPv4Address(server).is_loopback
@@ -131,18 +150,16 @@ def parse_extra_host(text: str) -> tuple[str, str]:
         raise InvalidParameter(f'invalid IP address in add-host: "{address}"') from exc
 
 
-def extra_host_lines(extra: Iterable[str], gateway: str) -> list[str]:
-    """`--add-host` entries as lines of /etc/hosts; `gateway` is the address of the host, "" when there is none."""
+def extra_host_lines(extra: Iterable[str], gateways: Sequence[str]) -> list[str]:
+    """`--add-host` entries as lines of /etc/hosts; `gateways` are the host's addresses, of either family, or none."""
     lines = []
     for text in extra:
         name, address = parse_extra_host(text)
-        if address == HOST_GATEWAY:
-            if not gateway:
-                raise InvalidParameter(
-                    f"unable to derive the IP value for host-gateway ({text}): the daemon has no default bridge"
-                )
-            address = gateway
-        lines.append(f"{address}\t{name}\n")
+        if address == HOST_GATEWAY and not gateways:
+            raise InvalidParameter(
+                f"unable to derive the IP value for host-gateway ({text}): the daemon has no default bridge"
+            )
+        lines += [f"{each}\t{name}\n" for each in (gateways if address == HOST_GATEWAY else (address,))]
     return lines
 
 
@@ -152,24 +169,43 @@ def hosts(
     domainname: str = "",
     addresses: Sequence[str] = (),
     extra_hosts: Iterable[str] = (),
-    gateway: str = "",
+    gateways: Sequence[str] = (),
+    links: Iterable[tuple[str, str]] = (),
 ) -> str:
-    """/etc/hosts of a container with a network of its own; `addresses` are its own, "" ones are passed over."""
-    names = f"{hostname}.{domainname} {hostname}" if domainname else hostname
+    """/etc/hosts of a container with a network of its own; `addresses` are its own, "" ones are passed over.
+
+    `links`: addresses of other containers, each with its names.
+    """
     lines = [f"{address}\t{name}\n" for address, name in DEFAULT_HOSTS]
-    lines += extra_host_lines(extra_hosts, gateway)
-    lines += [f"{address}\t{names}\n" for address in addresses if address]
+    lines += extra_host_lines(extra_hosts, gateways)
+    lines += [f"{address}\t{names}\n" for address, names in links]
+    lines += own_lines(addresses, hostname=hostname, domainname=domainname)
     return "".join(lines)
 
 
-def hosts_on_host_network(host: str, *, extra_hosts: Iterable[str] = (), gateway: str = "") -> str:
+def own_lines(addresses: Iterable[str], *, hostname: str, domainname: str = "") -> list[str]:
+    """Lines of /etc/hosts for a container's own addresses."""
+    names = f"{hostname}.{domainname} {hostname}" if domainname else hostname
+    return [f"{address}\t{names}\n" for address in addresses if address]
+
+
+def change_hosts(text: str, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> str:
+    """/etc/hosts with some lines gone and some added at its end; what else stands there, by whomever, is kept."""
+    gone = set(remove)
+    kept = [line for line in text.splitlines(keepends=True) if f"{line.rstrip()}\n" not in gone]
+    if kept and not kept[-1].endswith("\n"):
+        kept[-1] += "\n"
+    return "".join([*kept, *(line for line in add if line not in kept)])
+
+
+def hosts_on_host_network(host: str, *, extra_hosts: Iterable[str] = (), gateways: Sequence[str] = ()) -> str:
     """/etc/hosts with `--network host`: the host's own, and the extra lines.
 
     `host-gateway` is the default bridge's address there too, as in Docker.
     """
     if host and not host.endswith("\n"):
         host += "\n"
-    return host + "".join(extra_host_lines(extra_hosts, gateway))
+    return host + "".join(extra_host_lines(extra_hosts, gateways))
 
 
 def hostname_file(hostname: str) -> str:

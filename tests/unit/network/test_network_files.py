@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from wherry.errors import InvalidParameter
 from wherry.network import files
+from wherry.network.endpoint import NameServers
 
 HOSTS = """\
 127.0.0.1\tlocalhost
@@ -22,7 +23,7 @@ def test_hosts_has_the_defaults_then_extra_hosts_then_the_container() -> None:
         hostname="web",
         addresses=["172.17.0.2", ""],
         extra_hosts=["db:10.0.0.5", "host.docker.internal:host-gateway", "six:[fd00::1]", "bare:fd00::2"],
-        gateway="172.17.0.1",
+        gateways=["172.17.0.1"],
     )
     assert text == HOSTS + (
         "10.0.0.5\tdb\n172.17.0.1\thost.docker.internal\nfd00::1\tsix\nfd00::2\tbare\n172.17.0.2\tweb\n"
@@ -125,3 +126,35 @@ def test_name_servers_must_be_addresses() -> None:
     with pytest.raises(InvalidParameter, match="bad nameserver address: dns"):
         files.check_dns(["dns"])
     assert files.hostname_file("web") == "web\n"
+
+
+def test_the_hosts_addresses_of_both_families_are_host_gateway() -> None:
+    assert files.extra_host_lines(["up:host-gateway"], ["172.17.0.1", "fd00::1"]) == [
+        "172.17.0.1\tup\n",
+        "fd00::1\tup\n",
+    ]
+
+
+def test_linked_containers_come_before_the_containers_own_addresses() -> None:
+    text = files.hosts(hostname="web", addresses=["172.17.0.3", "fd00::3"], links=[("172.17.0.2", "db 1f2e data")])
+    assert text == HOSTS + "172.17.0.2\tdb 1f2e data\n172.17.0.3\tweb\nfd00::3\tweb\n"
+
+
+def test_lines_of_hosts_come_and_go_and_what_the_container_wrote_stays() -> None:
+    text = "127.0.0.1\tlocalhost\n172.18.0.2\tweb  \n# mine\n10.0.0.1 own"
+    changed = files.change_hosts(text, add=["10.1.0.2\tweb\n"], remove=["172.18.0.2\tweb\n", "10.9.9.9\tweb\n"])
+    assert changed == "127.0.0.1\tlocalhost\n# mine\n10.0.0.1 own\n10.1.0.2\tweb\n"
+    assert files.change_hosts(changed, add=["10.1.0.2\tweb\n"]) == changed
+
+
+def test_the_resolver_asks_what_was_given_from_the_containers_network() -> None:
+    host = "nameserver 127.0.0.53\nnameserver 10.0.0.53\nnameserver fd00::53\nsearch example.org\noptions timeout:1\n"
+    assert files.upstream(host) == NameServers(
+        servers=("10.0.0.53",),
+        from_host=("127.0.0.53", "fd00::53"),
+        search=("example.org",),
+        options=("timeout:1",),
+    )
+    assert files.upstream(host, dns=["127.0.0.1"], search=["."], options=["ndots:2"]) == NameServers(
+        servers=("127.0.0.1",), options=("ndots:2",)
+    )

@@ -297,14 +297,16 @@ class _Step:
         extra = [f"{name}:{address}" for name, address in op.extra_hosts]
         gateway = self._deps.networks.bridge_gateway
         if on_host:
-            hosts = files.hosts_on_host_network(files.host_hosts(), extra_hosts=extra, gateway=gateway)
+            hosts = files.hosts_on_host_network(
+                files.host_hosts(), extra_hosts=extra, gateways=[gateway] if gateway else []
+            )
         else:
             hosts = files.hosts(
                 hostname=op.hostname or HOSTNAME,
                 domainname="",
                 addresses=list(addresses) or ["127.0.0.1"],
                 extra_hosts=extra,
-                gateway=gateway,
+                gateways=[gateway] if gateway else [],
             )
         resolv_conf = files.resolv_conf(
             files.host_resolv_conf(),

@@ -26,14 +26,16 @@ def write_network_files(
     hostname = config.hostname or os.uname().nodename
     extra = host.extra_hosts or []
     if on_host:
-        hosts = files.hosts_on_host_network(files.host_hosts(), extra_hosts=extra, gateway=gateway)
+        hosts = files.hosts_on_host_network(
+            files.host_hosts(), extra_hosts=extra, gateways=[gateway] if gateway else []
+        )
     else:
         hosts = files.hosts(
             hostname=hostname,
             domainname=config.domainname,
             addresses=addresses,
             extra_hosts=extra,
-            gateway=gateway,
+            gateways=[gateway] if gateway else [],
         )
     resolv_conf = files.resolv_conf(
         files.host_resolv_conf(),
