@@ -168,6 +168,33 @@ def is_frozen(groups: Groups) -> bool:
         return False
 
 
+def supports(controller: str, file: str, root: str = ROOT) -> bool:
+    """A v1 controller is mounted and its groups have `file`."""
+    where = hierarchies(_read("/proc/self/mountinfo"), root).get(controller)
+    return where is not None and os.path.exists(f"{where}/{file}")
+
+
+def lift_pids(groups: Groups) -> None:
+    """Let the groups have any number of processes: crun can only set limits."""
+    if (directory := groups.get("", groups.get("pids"))) is not None:
+        _write(f"{directory}/pids.max", "max")
+
+
+def lift_cpu(groups: Groups) -> None:
+    """Let the groups have all the time there is: crun can only set quotas."""
+    if "" in groups:
+        _write(f"{groups['']}/cpu.max", "max")
+    elif "cpu" in groups:
+        _write(f"{groups['cpu']}/cpu.cfs_quota_us", "-1")
+
+
+def allow_device(groups: Groups, rule: str, *, allowed: bool) -> None:
+    """Change what devices may be used, by `c 1:5 rwm`. OSError ENOTSUP on v2, where that is a BPF program."""
+    if "devices" not in groups:
+        raise OSError(errno.ENOTSUP, "no devices cgroup")
+    _write(f"{groups['devices']}/devices.{'allow' if allowed else 'deny'}", rule)
+
+
 def oom_kills(groups: Groups) -> int:
     """How many processes the kernel's OOM killer took from the groups."""
     try:

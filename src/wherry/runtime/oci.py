@@ -111,6 +111,9 @@ _REWORDED = (
      r'exec: "\1": executable file not found in $PATH'),
     (re.compile(r"open executable: (.*)"), r"exec: \1"),
     (re.compile(r"exec container process `(.*?)`:"), r"exec \1:"),
+    (re.compile(r"^mount `(.*)` to `/?(.*)`: Not a directory"),
+     r'error during container init: error mounting "\1" to rootfs at "/\2": mount \1:/\2: not a directory'),
+    (re.compile(r"Not a directory"), "not a directory"),
     (re.compile(r"No such file or directory"), "no such file or directory"),
     (re.compile(r"Permission denied"), "permission denied"),
     (re.compile(r"Exec format error"), "exec format error"),
@@ -140,7 +143,17 @@ def is_exec_failure(message: str) -> bool:
 def create_failed(kind: str, cause: str) -> str:
     return (
         "failed to create task for container: failed to create shim task: OCI runtime create failed: "
-        f"{kind} create failed: unable to start container process: {cause}: unknown"
+        f"{kind} create failed: unable to start container process: {cause}: unknown{_hint(cause)}"
+    )
+
+
+def _hint(cause: str) -> str:
+    """Docker's guess at why a mount failed."""
+    if "error mounting" not in cause or not cause.endswith("not a directory"):
+        return ""
+    return (
+        ": Are you trying to mount a directory onto a file (or vice-versa)? Check if the specified host path exists "
+        "and is the expected type"
     )
 
 

@@ -36,7 +36,7 @@ def build(
 ) -> Document:
     """All resources of a new container."""
     return {
-        "devices": [{"allow": True, "type": "a", "access": "rwm"}] if privileged else _device_rules(limits, devices),
+        "devices": [{"allow": True, "type": "a", "access": "rwm"}] if privileged else device_rules(limits, devices),
         **update(limits, numbers=numbers or {}),
     }
 
@@ -117,7 +117,11 @@ def _numbered(path: str, numbers: Numbers) -> Document:
     return {"major": major, "minor": minor}
 
 
-def _device_rules(limits: Resources, devices: Sequence[Device]) -> list[Document]:
+def device_rules(limits: Resources, devices: Sequence[Device]) -> list[Document]:
+    """What devices a container may use that is not privileged: the first rule forbids all, each next one allows some.
+
+    Raises InvalidParameter.
+    """
     rules: list[Document] = [{"allow": False, "access": "rwm"}]
     for kind, major, minor, access in _USUAL_DEVICES:
         rules.append(_allow(kind, major, minor, access))

@@ -107,9 +107,7 @@ def point_of(mount: Mount) -> MountPoint:
             return _from_tmpfs_mount(mount, destination, where)
         case "image":
             return _from_image(mount, destination, where)
-        case "cluster" | "npipe":
-            raise InvalidParameter(f"{where}mount type unknown: it is for Windows or a swarm, which this engine is not")
-        case _:
+        case _:  # cluster and npipe, too: swarms and Windows have them
             raise InvalidParameter(f"{where}mount type unknown")
 
 

@@ -8,9 +8,17 @@ from wherry.containers.making.mounts import is_around
 from wherry.containers.record import MountPoint
 from wherry.errors import Failed, InvalidParameter
 from wherry.kernel import mountinfo
+from wherry.runtime.oci import create_failed
 
 _SHARED = frozenset({"shared", "rshared"})
 _SLAVE = frozenset({"slave", "rslave"})
+_COVERED_BY_LXCFS = frozenset(  # and by its like: the numbers of a container instead of the machine's
+    f"/proc/{name}"
+    for name in (
+        "cpuinfo diskstats meminfo stat swaps uptime loadavg slabinfo net/dev sys/kernel/ns_last_pid "
+        "sys/crypto/fips_enabled"
+    ).split()
+)
 _NAMES = 10_000  # entries of a directory that are compared with a missing name
 
 
@@ -73,6 +81,34 @@ def nearest(path: str) -> str:
         candidate = os.path.join(known, like[0], *rest[1:]) if like else ""
         return candidate if candidate and os.path.lexists(candidate) else ""
     return ""
+
+
+def check_proc(points: Iterable[MountPoint], runtime_kind: str) -> None:
+    """What would cover the container's /proc: runc refuses that, crun would do it. Raises Failed in runc's words."""
+    for point in points:
+        target = point.destination
+        if target != "/proc" and not target.startswith("/proc/"):
+            continue
+        if target == "/proc":
+            if point.type == "bind" and _fstype(point.source) == "proc":
+                continue
+            why = "it is not of type proc"
+        elif target in _COVERED_BY_LXCFS:
+            continue
+        else:
+            why = "it is inside /proc"
+        raise Failed(
+            create_failed(
+                runtime_kind,
+                f'error during container init: error mounting "{point.source or "tmpfs"}" to rootfs at "{target}": '
+                f'"{target}" cannot be mounted because {why}',
+            )
+        )
+
+
+def _fstype(path: str) -> str:
+    found = mountinfo.mount_of(os.path.realpath(path), mountinfo.entries())
+    return found.fstype if found is not None else ""
 
 
 def propagations(points: Sequence[MountPoint], data_root: Path) -> dict[str, str]:

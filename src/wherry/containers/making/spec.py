@@ -144,6 +144,7 @@ def _mounts(deps: Deps, container: Container, runtime: RuntimeSpec) -> tuple[lis
     directory = deps.settings.directory(owner)
     mounts = [_own_file(directory, name, path) for name, path in NAMES.items() if path not in covered]
     parts: list[Part] = []
+    sources.check_proc(container.mounts, runtime.kind)
     propagations = sources.propagations(container.mounts, deps.settings.data_root)
     deep = can_be_deep(runtime.kind)
     for point in container.mounts:

@@ -103,8 +103,10 @@ def _refusal(part: Part, path: str, exc: OSError) -> str:
 
 def _change(part: Part, tree: int, found: int, user: User) -> None:
     read_only = ATTR_RDONLY if is_bind(part) and parse_options(part.mounts[0].options).flags & MS_RDONLY else 0
-    if read_only or part.attributes or part.propagation:
-        set_attributes(tree, read_only | part.attributes, propagation=part.propagation, recursive=part.recursive)
+    if attributes := read_only | part.attributes:
+        set_attributes(tree, attributes, recursive=part.recursive and not part.flat)
+    if part.propagation:
+        set_attributes(tree, propagation=part.propagation, recursive=part.recursive)
     if not part.id_map:
         return
     uids, gids = id_map.parse(part.id_map).maps(user)

@@ -47,6 +47,7 @@ class Part:
     name: str = ""  # what errors call the tree
     recursive: bool = True  # with what is mounted below
     attributes: int = 0  # ATTR_* of kernel.mount
+    flat: bool = False  # the attributes are not for what is mounted below
     propagation: int = 0  # MS_PRIVATE, MS_SLAVE or MS_SHARED; 0 = as it comes
     id_map: str = ""  # see runtime.id_map
 
