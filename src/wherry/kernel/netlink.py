@@ -77,7 +77,6 @@ class Link:
     master: int  # index of the bridge this is a port of; 0 = none
     up: bool  # somebody wants it up
     passing: bool  # it takes packets: with carrier, and as a bridge's port in state forwarding
-    partner: int  # index of the pair's other half, or of the link it is on; perhaps in another namespace; 0 = none
     alias: str  # a remark that the kernel keeps
 
 
@@ -387,7 +386,6 @@ def _as_link(body: memoryview) -> Link:
         master=int.from_bytes(found.get(IFLA_MASTER, b"\0"), "little"),
         up=bool(flags & IFF_UP),
         passing=bool(flags & IFF_RUNNING) and forwarding,
-        partner=int.from_bytes(found.get(IFLA_LINK, b"\0"), "little"),
         alias=os.fsdecode(found.get(IFLA_IFALIAS, b"").rstrip(b"\0")),
     )
 

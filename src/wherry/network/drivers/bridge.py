@@ -302,14 +302,14 @@ class BridgeDriver:
                 netns=namespace.fd,
                 mtu=options.mtu(network),
             )
-            undo.callback(_undo_pair, nl, place, namespace)
-            nl.transact(pair, _port(network, place.host_name))
+            nl.transact(pair)
+            undo.callback(_delete, nl, place.host_name)
             host = netlink.find_link(nl, place.host_name)
             if host is None:
                 raise Failed(f"interface pair {place.host_name} vanished while it was set up")
             # The address may have been another container's a moment ago, whose port the kernel is still taking down.
-            nl.transact(netlink.place_mac(host.index, host.name, place.mac))
-            configure(network, place, namespace)
+            nl.transact(_port(network, host.name), netlink.place_mac(host.index, host.name, place.mac))
+            configure(place, namespace)
             await_passing(nl, name, place.host_name)
             undo.pop_all()
 
@@ -329,17 +329,6 @@ class BridgeDriver:
                 if link.master != bridge.index:
                     nl.transact(netlink.set_master(link.index, link.name, bridge=bridge.index))
                 nl.transact(_port(network, link.name), netlink.place_mac(link.index, link.name, place.mac))
-
-
-def _undo_pair(nl: Netlink, place: Place, namespace: Namespace) -> None:
-    """The pair of an attachment that failed: ours when its other half is in the namespace."""
-    try:
-        host = netlink.find_link(nl, place.host_name)
-        peer = netlink.find_link(namespace.netlink, place.interface)
-        if host is not None and peer is not None and host.partner == peer.index:
-            _delete(nl, host.name)
-    except OSError as exc:
-        log.warning("interface pair %s cannot be deleted: %s", place.host_name, exc)
 
 
 def _port(network: NetworkRecord, veth: str) -> netlink.Message:

@@ -21,13 +21,13 @@ def check_place(place: Place) -> None:
     sysctls.check_endpoint(place.sysctls)
 
 
-def configure(network: NetworkRecord, place: Place, namespace: Namespace) -> None:
+def configure(place: Place, namespace: Namespace) -> None:
     """An interface that is in the namespace gets its settings and addresses, and is up."""
     inside = namespace.netlink
     link = netlink.find_link(inside, place.interface)
     if link is None:
         raise Failed(f"interface {place.interface} vanished while it was set up")
-    if network.ipv6 or place.sysctls or any(address.version == 6 for address in place.addresses):
+    if place.sysctls or any(address.version == 6 for address in place.addresses):
         in_netns(namespace.fd, lambda: _set_sysctls(place))
     inside.transact(
         netlink.set_up(link.index, place.interface),

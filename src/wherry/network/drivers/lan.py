@@ -142,7 +142,7 @@ class LanDriver:
             except OSError as exc:
                 raise self._explained(exc, network, parent) from exc
         try:
-            configure(network, place, namespace)
+            configure(place, namespace)
         except BaseException:
             self.detach(network, place, namespace)
             raise
