@@ -5,7 +5,6 @@ from msgspec.structs import replace
 
 from wherry.aio import finish
 from wherry.api.call import Call
-from wherry.api.missing import not_yet
 from wherry.api.router import Router
 from wherry.containers.content import commit as committing
 from wherry.containers.life import create as creating
@@ -41,7 +40,6 @@ def add(router: Router) -> None:
     router.add("POST", "/containers/{name}/unpause", unpause)
     router.add("POST", "/containers/{name}/rename", rename)
     router.add("POST", "/containers/{name}/resize", resize)
-    router.add("POST", "/containers/{name}/update", not_yet("changing the limits of an existing container"))
     router.add("DELETE", "/containers/{name}", remove)
     router.add("POST", "/commit", commit)
 

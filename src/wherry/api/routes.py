@@ -15,6 +15,7 @@ from wherry.api import (
     registries,
     sessions,
     system,
+    updating,
     volumes,
 )
 from wherry.api.router import Router
@@ -29,6 +30,7 @@ def router() -> Router:
         sessions,
         files,
         containers,
+        updating,
         pushing,
         registries,
         archives,

@@ -84,7 +84,7 @@ def _cpu(limits: Resources) -> Document:
         ("cpus", limits.cpuset_cpus),
         ("mems", limits.cpuset_mems),
     ):
-        if value:
+        if value and value != -1:  # unlimited is what a group begins with, and crun cannot write it
             cpu[key] = value
     return cpu
 

@@ -254,6 +254,18 @@ class HostConfig(Resources, frozen=True, kw_only=True):
     readonly_paths: list[str] | None = None
 
 
+class UpdateContainer(Resources, frozen=True, kw_only=True):
+    """Body of `POST /containers/{id}/update`. What comes after the restart policy is ours."""
+
+    restart_policy: RestartPolicy = RestartPolicy()
+    publish_add: dict[str, list[PortBinding] | None] | None = None  # "80/tcp" -> host side
+    publish_rm: list[str] | None = None  # `80/tcp`, or as in -p: `127.0.0.1:8080:80/tcp`
+    mount_add: list[Mount] | None = None
+    mount_rm: list[str] | None = None  # targets
+    device_add: list[DeviceMapping] | None = None
+    device_rm: list[str] | None = None  # paths in the container
+
+
 class EndpointIPAMConfig(Document, frozen=True, kw_only=True, omit_defaults=True):
     ipv4_address: str = ""
     ipv6_address: str = ""

@@ -16,7 +16,7 @@ from wherry.aio import finish, settle
 from wherry.containers.deps import Deps
 from wherry.containers.life.remove import discard
 from wherry.containers.making import config as checks
-from wherry.containers.making import names
+from wherry.containers.making import limits, names
 from wherry.containers.making.mounts import over_daemon, resolve, with_caller
 from wherry.containers.making.sandbox import joined, request
 from wherry.containers.making.sources import doubts, prepare_binds
@@ -68,9 +68,10 @@ async def _create(deps: Deps, body: CreateContainer, image: Image, name: str | N
     settings = deps.settings
     config = checks.merge(checks.split_request(body), image.config.config)
     checks.check_config(config)
-    checks.check_host(body.host_config, settings.runtimes)
+    asked, discarded = limits.keep_supported(body.host_config, limits.support())
+    checks.check_host(asked, settings.runtimes)
     host = checks.with_defaults(
-        body.host_config,
+        asked,
         runtime=settings.default_runtime,
         log=LogConfig(type=settings.log_driver, config=dict(settings.log_options)),
         cgroup_v2=cgroup.layout() is cgroup.Layout.V2,
@@ -93,7 +94,7 @@ async def _create(deps: Deps, body: CreateContainer, image: Image, name: str | N
             container.complete = True
             await deps.store.save(container)
             undo.pop_all()  # created: nothing to undo
-    return container, warnings
+    return container, [*discarded, *warnings]
 
 
 def _draft(

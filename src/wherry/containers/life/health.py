@@ -128,7 +128,7 @@ async def _note(deps: Deps, container: Container, probe: Probe) -> None:
     except WherryError as exc:
         log.warning("the health of container %s is not noted: %s", container.name, exc.message)
     if after.status is not before.status:
-        why = {"exitCode": str(probe.exit_code), "output": probe.output.strip()[:ATTRIBUTE_LIMIT]}
+        why = {"exitCode": str(probe.exit_code), "output": " ".join(probe.output.split())[:ATTRIBUTE_LIMIT]}
         attributes = why if after.status is HealthStatus.UNHEALTHY else {}
         deps.publish(container, f"health_status: {after.status}", **attributes)
 

@@ -2,15 +2,26 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 
 import msgspec
 
 from wherry.containers.making.signals import parse_signal
 from wherry.errors import InvalidParameter, NotSupported
 from wherry.ids import is_name
-from wherry.spec.engine import ContainerConfig, CreateContainer, HealthConfig, HostConfig, LogConfig, Resources, words
+from wherry.spec.engine import (
+    ContainerConfig,
+    CreateContainer,
+    HealthConfig,
+    HostConfig,
+    LogConfig,
+    Resources,
+    UpdateContainer,
+    words,
+)
 
+MOST_NUMBERS = 8192  # CPUs the kernel can be made for
 SHORTEST = 10**6  # ns; of a health check's times
 MINIMUM_MEMORY = 6 << 20  # bytes; Docker's own floor
 _HOSTNAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,62}[a-zA-Z0-9])?\Z")
@@ -152,13 +163,22 @@ def _check_restart(host: HostConfig) -> None:
         raise InvalidParameter("can't create 'AutoRemove' container with restart policy")
 
 
-def check_resources(given: Resources) -> None:
+def check_update(given: UpdateContainer) -> None:
+    """What of an update can be checked without the container. Raises InvalidParameter."""
+    check_resources(given, update=True)
+    policy = given.restart_policy
+    if policy.name:
+        _check_restart(HostConfig(restart_policy=policy))
+
+
+def check_resources(given: Resources, *, update: bool = False) -> None:
+    """`update`: what is not given stays as the container has it."""
     memory = given.memory
     if memory < 0 or 0 < memory < MINIMUM_MEMORY:
         raise InvalidParameter("Minimum memory limit allowed is 6MB")
-    if given.memory_swap > 0 and not memory:
+    if given.memory_swap > 0 and not memory and not update:
         raise InvalidParameter("You should always set the Memory limit when using Memoryswap limit, see usage")
-    if 0 < given.memory_swap < memory:
+    if memory > 0 and 0 < given.memory_swap < memory:
         raise InvalidParameter("Minimum memoryswap limit should be larger than memory limit, see usage")
     if given.memory_swappiness is not None and not -1 <= given.memory_swappiness <= 100:
         raise InvalidParameter(f"Invalid value: {given.memory_swappiness}, valid memory swappiness range is 0-100")
@@ -180,23 +200,38 @@ def check_resources(given: Resources) -> None:
     if given.blkio_weight and not 10 <= given.blkio_weight <= 1000:
         raise InvalidParameter("Range of blkio weight is from 10 to 1000")
     if given.cpuset_cpus:
-        _check_cpuset(given.cpuset_cpus, cpus)
+        _check_set(given.cpuset_cpus, "cpuset cpus", "CPUs", range(cpus))
+    if given.cpuset_mems:
+        _check_set(given.cpuset_mems, "cpuset mems", "memory nodes", memory_nodes())
 
 
-def _check_cpuset(text: str, cpus: int) -> None:
+def _check_set(text: str, name: str, what: str, available: Collection[int]) -> None:
     try:
-        wanted = {
-            number
-            for part in text.split(",")
-            for first, _, last in [part.partition("-")]
-            for number in (int(first), int(last or first))
-        }
+        wanted = numbers(text)
     except ValueError:
-        raise InvalidParameter(f"Invalid value {text} for cpuset cpus") from None
-    if max(wanted) >= cpus:
-        raise InvalidParameter(
-            f"Requested CPUs are not available - requested {text}, available: {'0-' if cpus > 1 else ''}{cpus - 1}"
-        )
+        raise InvalidParameter(f"Invalid value {text} for {name}: invalid format: {text}") from None
+    if not wanted <= set(available):
+        there = f"{min(available)}-{max(available)}" if len(available) > 1 else f"{min(available)}"
+        raise InvalidParameter(f"Requested {what} are not available - requested {text}, available: {there}")
+
+
+def numbers(text: str) -> set[int]:
+    """A list as the kernel writes it, `0-2,5`. Raises ValueError, also for more than `MOST_NUMBERS` in a range."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        low, high = int(first), int(last if dash else first)
+        if not 0 <= low <= high < MOST_NUMBERS:
+            raise ValueError(f"not a list of numbers: {text}")
+        found.update(range(low, high + 1))
+    return found
+
+
+def memory_nodes() -> set[int]:
+    try:
+        return numbers(Path("/sys/devices/system/node/online").read_text())
+    except (OSError, ValueError):
+        return {0}
 
 
 _SIZE = re.compile(r"(\d+)([kmg]?)b?\Z", re.IGNORECASE)
@@ -244,6 +279,7 @@ def with_defaults(host: HostConfig, *, runtime: str, log: LogConfig, cgroup_v2: 
         cgroupns_mode=host.cgroupns_mode or ("private" if cgroup_v2 else "host"),
         shm_size=host.shm_size or shm_size,
         memory_swap=host.memory_swap or 2 * host.memory,
+        pids_limit=host.pids_limit if (host.pids_limit or 0) > 0 else None,
         restart_policy=msgspec.structs.replace(host.restart_policy, name=host.restart_policy.name or "no"),
     )
 
