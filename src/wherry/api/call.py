@@ -4,6 +4,8 @@ Reading follows Docker's own rules: what counts as true, which content types car
 """
 
 import re
+import socket
+import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, nullcontext
 from typing import TypeVar
@@ -21,6 +23,7 @@ from wherry.spec import engine
 
 BODY_LIMIT = 16 << 20  # bytes of a JSON body
 _FALSE = frozenset({"", "0", "no", "false", "none"})
+_PEER = struct.Struct("iII")  # struct ucred
 _NUMBER = re.compile(r"[+-]?[0-9]+\Z")
 _MEDIA_TYPE = re.compile(r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+/[!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*(;.*)?\Z")
 
@@ -93,6 +96,15 @@ class Call:
     def speaks(self, *version: int) -> bool:
         """The client speaks this API version or a newer one."""
         return self.version >= version
+
+    def caller(self) -> tuple[int, int] | None:
+        """uid and gid of the process that asks; None when it is not on this machine's socket."""
+        transport = self.request.transport
+        sock = transport.get_extra_info("socket") if transport is not None else None
+        if sock is None or sock.family != socket.AF_UNIX:
+            return None
+        _, uid, gid = _PEER.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        return uid, gid
 
     async def body(self, limit: int = BODY_LIMIT) -> bytes:
         """The whole body. Raises InvalidParameter when it is longer than `limit` bytes."""

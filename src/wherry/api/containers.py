@@ -70,7 +70,11 @@ async def create(call: Call) -> web.StreamResponse:
     if body.healthcheck is not None and not call.speaks(1, 44):
         body = replace(body, healthcheck=replace(body.healthcheck, start_interval=0))
     created = await creating.create(
-        call.services.containers, body, name=call.text("name") or None, platform=call.text("platform") or None
+        call.services.containers,
+        body,
+        name=call.text("name") or None,
+        platform=call.text("platform") or None,
+        caller=call.caller(),
     )
     return call.reply({"Id": created.id, "Warnings": list(created.warnings)}, 201)
 

@@ -7,7 +7,7 @@ import os
 from wherry.cli.console import UsageFailure
 from wherry.cli.flags import Flags
 from wherry.cli.ports import PortError, parse_expose, parse_publish
-from wherry.cli.run_values import environment_variable, is_cdi_name, is_device_mode, mac_address
+from wherry.cli.run_values import environment_variable, id_map, is_cdi_name, is_device_mode, mac_address
 from wherry.cli.units import parse_int
 
 TYPE_CHECKING = False
@@ -189,6 +189,8 @@ def parse_volume(text: str) -> tuple[str | None, str]:
         return None, text
     if parts[0].startswith("."):
         parts[0] = os.path.abspath(parts[0])
+    if len(parts) == 3:
+        parts[2] = ",".join(f"idmap={id_map('caller')}" if each == "idmap" else each for each in parts[2].split(","))
     return ":".join(parts), parts[1]
 
 

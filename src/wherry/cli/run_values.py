@@ -331,9 +331,12 @@ def mount(text: str) -> JSONObject:
         key, equals, value = field.partition("=")
         key = key.strip().lower()
         if not equals:
-            if key not in ("readonly", "ro", "volume-nocopy", "bind-nonrecursive", "bind-create-src"):
+            if key == "idmap":
+                value = "caller"
+            elif key in ("readonly", "ro", "volume-nocopy", "bind-nonrecursive", "bind-create-src"):
+                value = "true"
+            else:
                 raise ValueError(f"invalid field '{field}' must be a key=value pair")
-            value = "true"
         _mount_field(found, key, value, field)
     _check_mount(found)
     return found
@@ -371,6 +374,8 @@ def _mount_field(found: JSONObject, key: str, value: str, field: str) -> None:
         _options(found, "BindOptions")["CreateMountpoint"] = _mount_bool(key, value)
     elif key == "bind-recursive":
         _bind_recursive(found, value)
+    elif key == "idmap":
+        _options(found, "BindOptions")["IDMap"] = id_map(value)
     elif key == "volume-subpath":
         _options(found, "VolumeOptions")["Subpath"] = value
     elif key == "volume-nocopy":
@@ -391,6 +396,9 @@ def _mount_field(found: JSONObject, key: str, value: str, field: str) -> None:
             _options(found, "TmpfsOptions")["SizeBytes"] = parse_size(value)
         except ValueError:
             raise ValueError(f"invalid value for {key}: {value}") from None
+    elif key == "tmpfs-options":
+        options = _options(found, "TmpfsOptions").setdefault("Options", [])
+        options.extend([name, content] if equals else [name] for name, equals, content in _each_option(value))
     elif key == "tmpfs-mode":
         try:
             _options(found, "TmpfsOptions")["Mode"] = int(value, 8)
@@ -398,6 +406,23 @@ def _mount_field(found: JSONObject, key: str, value: str, field: str) -> None:
             raise ValueError(f"invalid value for {key}: {value}") from None
     else:
         raise ValueError(f"unexpected key '{key}' in '{field}'")
+
+
+def _each_option(text: str) -> list[tuple[str, str, str]]:
+    """`a=1;b`: the comma separates the fields of the whole."""
+    return [part.partition("=") for part in text.replace(";", ",").split(",") if part]
+
+
+def id_map(text: str) -> str:
+    """`caller` as the daemon understands it wherever it is: with the ids of who calls, of who called sudo if so."""
+    if text != "caller":
+        return text
+    uid, gid = os.getuid(), os.getgid()
+    if uid == 0:
+        before = os.environ.get("SUDO_UID", ""), os.environ.get("SUDO_GID", "")
+        if before[0].isdigit() and before[1].isdigit():
+            uid, gid = int(before[0]), int(before[1])
+    return f"caller={uid}-{gid}"
 
 
 def _bind_recursive(found: JSONObject, value: str) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -106,8 +107,10 @@ async def test_a_directory_exchanged_for_a_link_during_the_start_never_gives_the
     (volume / "at").mkdir(parents=True)
     (volume / "at/own").touch()
     (volume / "link").symlink_to(secret)
-    swapper = subprocess.Popen([sys.executable, "-c", SWAPPER, str(volume)], stdout=subprocess.PIPE)
-    seen = {"own": 0, "refused": 0}
+    swapper = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
+        [sys.executable, "-c", SWAPPER, str(volume)], stdout=subprocess.PIPE
+    )
+    seen = Counter[str]()
     try:
         assert swapper.stdout is not None
         swapper.stdout.readline()
@@ -116,8 +119,7 @@ async def test_a_directory_exchanged_for_a_link_during_the_start_never_gives_the
             try:
                 output, _ = await said_by(world, spec)
             except InvalidParameter as exc:
-                assert "escapes the base directory" in exc.message
-                seen["refused"] += 1
+                seen["refused" if "escapes the base directory" in exc.message else "odd"] += 1
             else:
                 assert output == b"own\n"
                 seen["own"] += 1
@@ -126,6 +128,7 @@ async def test_a_directory_exchanged_for_a_link_during_the_start_never_gives_the
         swapper.communicate()
     assert seen["own"]
     assert seen["refused"]  # it did race
+    assert not seen["odd"]
 
 
 async def test_files_come_out_as_the_caller(world, runtime, tmp_path):
@@ -187,7 +190,7 @@ async def read(shim, args):
 async def is_there(shim, kind, path):
     """Wait until the container has made it."""
     async with asyncio.timeout(10):
-        while (await read(shim, ["test", kind, path]))[1]:
+        while (await read(shim, ["test", kind, path]))[1]:  # noqa: ASYNC110 - it happens in the container
             await asyncio.sleep(0.01)
 
 

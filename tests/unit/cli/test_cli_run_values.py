@@ -123,6 +123,15 @@ def test_what_is_no_volume(text: str, message: str) -> None:
                             "Labels": {"k": "v"}, "Subpath": "s"}}),
         ("type=bind,src=/a,dst=/b,bind-recursive=disabled",
          {"Type": "bind", "Source": "/a", "Target": "/b", "BindOptions": {"NonRecursive": True}}),
+        ("type=bind,src=/a,dst=/b,idmap=uids=0-7-1;gids=0-8-1",
+         {"Type": "bind", "Source": "/a", "Target": "/b", "BindOptions": {"IDMap": "uids=0-7-1;gids=0-8-1"}}),
+        ("type=image,src=i,dst=/b,image-subpath=usr/lib",
+         {"Type": "image", "Source": "i", "Target": "/b", "ImageOptions": {"Subpath": "usr/lib"}}),
+        ("type=tmpfs,dst=/t,tmpfs-options=exec;a=b",
+         {"Type": "tmpfs", "Target": "/t", "TmpfsOptions": {"Options": [["exec"], ["a", "b"]]}}),
+        ("type=bind,src=/a,dst=/b,ro,bind-recursive=readonly,bind-propagation=rprivate,consistency=cached,bind-create-src",
+         {"Type": "bind", "Source": "/a", "Target": "/b", "ReadOnly": True, "Consistency": "cached",
+          "BindOptions": {"ReadOnlyForceRecursive": True, "Propagation": "rprivate", "CreateMountpoint": True}}),
     ],
 )  # fmt: skip
 def test_mounts(text: str, mount: object) -> None:
@@ -147,6 +156,18 @@ def test_what_is_no_mount(text: str, message: str) -> None:
     with pytest.raises(ValueError) as failure:
         values.mount(text)
     assert str(failure.value) == message
+
+
+@pytest.mark.parametrize("text", ["type=bind,src=/a,dst=/b,idmap", "type=bind,src=/a,dst=/b,idmap=caller"])
+def test_the_caller_is_who_called_sudo_if_anybody(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SUDO_UID", "1000")
+    monkeypatch.setenv("SUDO_GID", "100")
+    sudo = os.getuid() == 0
+    expected = "caller=1000-100" if sudo else f"caller={os.getuid()}-{os.getgid()}"
+    assert values.mount(text)["BindOptions"] == {"IDMap": expected}
+    assert parse_volume("/a:/b:ro,idmap") == (f"/a:/b:ro,idmap={expected}", "/b")
+    monkeypatch.delenv("SUDO_UID")
+    assert values.id_map("caller") == f"caller={os.getuid()}-{os.getgid()}"
 
 
 CHECKS = [

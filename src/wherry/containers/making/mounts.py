@@ -15,9 +15,10 @@ import msgspec
 from wherry.containers.making import binds
 from wherry.containers.record import MountPoint
 from wherry.errors import InvalidParameter
-from wherry.ids import generate, is_name
+from wherry.ids import generate
 from wherry.runtime import id_map
 from wherry.spec.engine import BindOptions, HostConfig, Mount, VolumeOptions
+from wherry.volumes.record import check_name
 
 _DEFAULT_PROPAGATION = "rprivate"
 _TMPFS_VALUES = frozenset({"size", "mode", "uid", "gid", "nr_inodes", "nr_blocks", "mpol"})
@@ -147,11 +148,8 @@ def _from_volume(mount: Mount, destination: str, where: str) -> MountPoint:
         _check_subpath(options.subpath, where, "volume")
     if not mount.source and mount.read_only:
         raise InvalidParameter(f"{where}must not set ReadOnly mode when using anonymous volumes")
-    if mount.source and not is_name(mount.source):
-        raise InvalidParameter(
-            f'create {mount.source}: "{mount.source}" includes invalid characters for a local volume name, only '
-            '"[a-zA-Z0-9][a-zA-Z0-9_.-]" are allowed. If you intended to pass a host directory, use absolute path'
-        )
+    if mount.source:
+        check_name(mount.source)
     return MountPoint(
         type="volume",
         source="",
