@@ -16,8 +16,9 @@ from dataclasses import dataclass
 
 from wherry.containers.deps import Deps
 from wherry.containers.record import Container, MountPoint
+from wherry.digest import ChainID
 from wherry.errors import Failed, NotFound
-from wherry.kernel.files import openat2
+from wherry.kernel.files import Resolve, closing, openat2
 from wherry.kernel.mount import detached
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -44,6 +45,10 @@ def open_place(deps: Deps, container: Container, path: str, *, write: bool = Fal
         except OSError as exc:
             raise Failed(f"cannot reach the files of container {container.name}: {exc.strerror}") from exc
         place = Place(root, clean, point)
+    elif point is not None and point.type == "image":
+        with detached(deps.snapshots.view(ChainID(point.chain))) as tree:
+            yield Place(tree, posixpath.join("/", point.subpath, _below(point, clean).lstrip("/")), point)
+        return
     elif point is not None and point.type != "tmpfs":
         root, rest = _open_source(point, clean)
         place = Place(root, rest, point)
@@ -79,13 +84,30 @@ def _mount_of(container: Container, path: str) -> MountPoint | None:
 
 def _open_source(point: MountPoint, path: str) -> tuple[int, str]:
     """The source of a mount as a root; a single file is reached through its directory."""
-    rest = path[len(point.destination.rstrip("/")) :] or "/"
+    rest = _below(point, path)
     try:
+        if point.subpath:
+            return _open_part(point, rest)
         if os.path.isdir(point.source):
             return os.open(point.source, _DIRECTORY), rest
         return os.open(os.path.dirname(point.source), _DIRECTORY), "/" + os.path.basename(point.source)
     except OSError as exc:
         raise NotFound(f"the source of mount {point.destination}, {point.source}: {exc.strerror}") from exc
+
+
+def _below(point: MountPoint, path: str) -> str:
+    return path[len(point.destination.rstrip("/")) :] or "/"
+
+
+def _open_part(point: MountPoint, rest: str) -> tuple[int, str]:
+    """The part of a volume that is mounted: no link on the way to it leads out of the volume."""
+    directory, name = posixpath.split(point.subpath.rstrip("/"))
+    beneath = int(Resolve.BENEATH | Resolve.NO_MAGICLINKS)
+    with closing(os.open(point.source, _DIRECTORY)) as volume:
+        try:
+            return openat2(volume, point.subpath, _DIRECTORY, resolve=beneath), rest
+        except NotADirectoryError:
+            return openat2(volume, directory or ".", _DIRECTORY, resolve=beneath), "/" + name
 
 
 @contextmanager
