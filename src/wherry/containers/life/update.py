@@ -5,6 +5,7 @@ later step fails. The record is written last but by mounts and devices, which ha
 """
 
 import logging
+import posixpath
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -17,7 +18,7 @@ from wherry.containers.life import changes_mounts as changes
 from wherry.containers.making import config as checks
 from wherry.containers.making import limits, publishing
 from wherry.containers.record import Container, Status
-from wherry.errors import Conflict, Failed, InvalidParameter, NotFound, WherryError
+from wherry.errors import Conflict, Failed, InvalidParameter, WherryError
 from wherry.kernel import cgroup
 from wherry.network.endpoint import Port
 from wherry.network.ports import PortRequest
@@ -42,21 +43,25 @@ _CHANGEABLE = (
     "cpu_realtime_period",
     "cpu_realtime_runtime",
 )
+Caller = tuple[int, int] | None  # uid, gid
 _NO_POLICY = ("", "no")
 
 
-async def update(deps: Deps, name: str, body: UpdateContainer) -> list[str]:
-    """Change a container; returns warnings. Raises InvalidParameter, NotFound, Conflict, Failed: nothing is changed."""
+async def update(deps: Deps, name: str, body: UpdateContainer, *, caller: Caller = None) -> list[str]:
+    """Change a container; returns warnings. `caller` is who asks, where that is known: see `add_mount`.
+
+    Raises InvalidParameter, NotFound, Conflict, Failed: nothing is changed.
+    """
     asked, warnings = limits.keep_supported(body, limits.support())
     checks.check_update(asked)
     publishing.check(asked.publish_add or {}, asked.publish_rm or [])
     container = deps.store.resolve(name)
-    await finish(_update(deps, container, asked))
+    await finish(_update(deps, container, asked, caller))
     deps.publish(container, "update")
     return warnings
 
 
-async def _update(deps: Deps, container: Container, body: UpdateContainer) -> None:
+async def _update(deps: Deps, container: Container, body: UpdateContainer, caller: Caller) -> None:
     async with deps.locks(container.id):
         if container.state.status in (Status.REMOVING, Status.DEAD):
             raise _refused(container, Conflict('container is marked for removal and cannot be "update"'))
@@ -67,7 +72,7 @@ async def _update(deps: Deps, container: Container, body: UpdateContainer) -> No
             raise _refused(container, exc) from exc
         async with AsyncExitStack() as undo:
             await _change_ports(deps, container, ports, undo)
-            await _change_mounts(deps, container, body, undo)
+            await _change_mounts(deps, container, body, caller, undo)
             await _change_limits(deps, container, host)
             before = container.host_config
             undo.callback(setattr, container, "host_config", before)
@@ -161,19 +166,23 @@ async def _tried(step: Awaitable[object], container: Container) -> None:
 # Mounts and devices
 
 
-async def _change_mounts(deps: Deps, container: Container, body: UpdateContainer, undo: AsyncExitStack) -> None:
+async def _change_mounts(
+    deps: Deps, container: Container, body: UpdateContainer, caller: Caller, undo: AsyncExitStack
+) -> None:
     """What leaves goes first: something else may come to its place."""
     for target in body.mount_rm or ():
-        mount = _mount_at(container, target)
+        before = _mount_at(container, target)
         await changes.remove_mount(deps, container, target)
-        _push(undo, container, partial(changes.add_mount, deps, container, mount))
+        if before is not None:
+            _push(undo, container, partial(changes.add_mount, deps, container, before))
     for mount in body.mount_add or ():
-        await changes.add_mount(deps, container, mount)
+        await changes.add_mount(deps, container, mount, caller=caller)
         _push(undo, container, partial(changes.remove_mount, deps, container, mount.target))
     for path in body.device_rm or ():
-        device = _device_at(container, path)
+        held = _device_at(container, path)
         await changes.remove_device(deps, container, path)
-        _push(undo, container, partial(changes.add_device, deps, container, device))
+        if held is not None:
+            _push(undo, container, partial(changes.add_device, deps, container, held))
     for device in body.device_add or ():
         await changes.add_device(deps, container, device)
         path = device.path_in_container or device.path_on_host
@@ -187,24 +196,21 @@ def _push(undo: AsyncExitStack, container: Container, back: Callable[[], Awaitab
     undo.push_async_callback(step)
 
 
-def _mount_at(container: Container, target: str) -> Mount:
-    """What would bring this mount back; raises NotFound."""
+def _mount_at(container: Container, target: str) -> Mount | None:
+    """What would bring this mount back."""
+    path = posixpath.normpath(target)
     for mount in container.host_config.mounts or ():
-        if mount.target.rstrip("/") == target.rstrip("/"):
+        if posixpath.normpath(mount.target) == path:
             return mount
     for point in container.mounts:
-        if point.destination.rstrip("/") == target.rstrip("/"):
-            return Mount(
-                type=point.type, source=point.name or point.source, target=point.destination, read_only=not point.rw
-            )
-    raise NotFound(f"container {container.name} has no mount at {target}")
+        if point.destination == path:
+            return Mount(type=point.type, source=point.name or point.source, target=path, read_only=not point.rw)
+    return None
 
 
-def _device_at(container: Container, path: str) -> DeviceMapping:
-    for device in container.host_config.devices or ():
-        if (device.path_in_container or device.path_on_host) == path:
-            return device
-    raise NotFound(f"container {container.name} has no device {path}")
+def _device_at(container: Container, path: str) -> DeviceMapping | None:
+    devices = container.host_config.devices or ()
+    return next((each for each in devices if (each.path_in_container or each.path_on_host) == path), None)
 
 
 # Limits
