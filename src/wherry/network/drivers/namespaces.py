@@ -1,5 +1,6 @@
 """Network namespaces of containers: made, entered, and their way out. Blocking, `inside` aside."""
 
+import errno
 import ipaddress
 import os
 from collections.abc import Sequence
@@ -112,18 +113,21 @@ def _families(inside: Netlink, index: int) -> list[int]:
 
 
 def _set_default_route(inside: Netlink, version: int, wanted: tuple[int, str, IPAddress | None] | None) -> None:
-    present = _present(inside, version)
-    if wanted is None:
-        stale = present
-    else:
+    kept: tuple[int, str] | None = None
+    if wanted is not None:
         index, name, gateway = wanted
-        way = index, str(gateway) if gateway is not None else ""
-        if not any((route.index, route.gateway) == way for route in present):
+        try:
+            inside.transact(netlink.add_default_route(index, name, gateway, version=version))
+            return  # mostly there was none
+        except OSError as exc:
+            if exc.errno != errno.EEXIST:
+                raise
+        kept = index, str(gateway) if gateway is not None else ""
+        if not any((route.index, route.gateway) == kept for route in _present(inside, version)):
             inside.transact(netlink.put_default_route(index, name, gateway, version=version))
-            present = _present(inside, version) if present else []  # without the one whose place it took
-        stale = [route for route in present if (route.index, route.gateway) != way]
-    for route in stale:
-        inside.transact(netlink.delete_default_route(route))
+    for route in _present(inside, version):
+        if (route.index, route.gateway) != kept:
+            inside.transact(netlink.delete_default_route(route))
 
 
 def _present(inside: Netlink, version: int) -> list[Route]:
