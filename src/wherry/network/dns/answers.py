@@ -34,8 +34,8 @@ def answer(names: Names, view: View, query: Query, *, limit: int = MESSAGE_LIMIT
         return build(query, Code.NO_ERROR, [(query.kind, socket.inet_pton(family, one)) for one in found], limit=limit)
     if query.kind == Type.PTR:
         address = address_of(query.name)
-        name = names.reverse(view, address) if address else None
-        return build(query, Code.NO_ERROR, [(Type.PTR, encode_name(name))], limit=limit) if name else None
+        name = encode_name(names.reverse(view, address) or "") if address else b""
+        return build(query, Code.NO_ERROR, [(Type.PTR, name)], limit=limit) if name else None
     if query.kind == Type.MX and names.lookup(view, query.name, 4) is not None:
         return build(query, Code.NO_ERROR)
     return None

@@ -22,9 +22,10 @@ class ContainerDesk:
     async def inquire(self, query: Query, data: bytes, *, tcp: bool) -> bytes:
         if self._asks_for_search(query):
             return message.build(query, Code.NO_ERROR)
-        if self.gate is not None and not self.gate.allows(query.name):
+        gate = self.gate if self.gate is not None and self.gate.bound else None
+        if gate is not None and not gate.allows(query.name):
             return message.build(query, Code.REFUSED)
-        gate, outside = self.gate, self.view.outside
+        outside = self.view.outside
         reply = await self.upstream.ask(query, data, tcp=tcp, host_only=gate is not None, inside_only=not outside)
         if reply is None:
             return message.build(query, Code.SERVER_FAILURE if outside and self.upstream.asks else Code.NAME_ERROR)

@@ -7,6 +7,10 @@ from typing import Protocol
 class Gate(Protocol):
     """The egress policy of one container. See `egress/`."""
 
+    @property
+    def bound(self) -> bool:
+        """Whether there is a policy now; otherwise nothing else is asked."""
+
     def allows(self, name: str) -> bool:
         """Whether other servers may be asked for `name`; a refusal is reported."""
 

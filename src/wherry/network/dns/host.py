@@ -49,8 +49,9 @@ class HostDesk:
             return build(query, Code.NOT_IMPLEMENTED)
         if query.kind == Type.PTR and (address := address_of(query.name)):
             name = self._names.reverse(View(networks=self._networks()), address)
-            records = [(Type.PTR, encode_name(f"{name}.{DOMAIN}"))] if name else []
-            return build(query, Code.NO_ERROR if name else Code.REFUSED, records, limit=limit, ttl=TTL)
+            encoded = encode_name(f"{name}.{DOMAIN}") if name else b""
+            records = [(Type.PTR, encoded)] if encoded else []
+            return build(query, Code.NO_ERROR if encoded else Code.REFUSED, records, limit=limit, ttl=TTL)
         if query.name != DOMAIN and not query.name.endswith(f".{DOMAIN}"):
             return build(query, Code.REFUSED)
         version, family = FAMILIES.get(query.kind, (4, socket.AF_INET))

@@ -211,14 +211,11 @@ def truncate(data: bytes, query: Query) -> bytes:
 
 
 def encode_name(name: str) -> bytes:
-    """Raises MalformedError for what is no name of a host."""
-    labels = [label.encode("latin-1", errors="replace") for label in name.split(".")]
-    if not all(0 < len(label) < 64 for label in labels):
-        raise MalformedError(f"not a name: {name!r}")
-    encoded = b"".join(bytes([len(label)]) + label for label in labels) + b"\0"
-    if len(encoded) > NAME_LIMIT:
-        raise MalformedError(f"too long a name: {name!r}")
-    return encoded
+    """As on the wire; nothing for what does not fit there (a container's name may be longer than a label)."""
+    labels = [label.encode(errors="replace") for label in name.split(".")]
+    encoded = b"".join(bytes([len(label)]) + label for label in labels if len(label) < 64) + b"\0"
+    fits = all(0 < len(label) < 64 for label in labels) and len(encoded) <= NAME_LIMIT
+    return encoded if fits else b""
 
 
 def address_of(name: str) -> str | None:

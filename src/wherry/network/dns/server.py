@@ -60,11 +60,6 @@ class Resolver:
             _, desk, beside = self._served[container_id]
             desk.view, desk.upstream = view, self._upstream(upstream, beside)
 
-    def set_gate(self, container_id: str, gate: Gate | None) -> None:
-        """Another egress policy, from the next question on. Nothing for who is not served."""
-        if container_id in self._served:
-            self._served[container_id][1].gate = gate
-
     async def close(self, container_id: str) -> None:
         """Idempotent. The rules in the namespace stay: they go with it."""
         if container_id in self._served:
