@@ -73,6 +73,24 @@ class TarWriter:
             self._write(piece)
         self._pad(entry.size)
 
+    def add_sparse(self, entry: Entry, fd: int) -> None:
+        """Likewise, with the holes left out (GNU's format 1.0): `entry.sparse` are the pieces of it that are data."""
+        pieces = list(entry.sparse or ())
+        if not pieces or sum(pieces[-1]) < entry.size:
+            pieces.append((entry.size, 0))  # as GNU tar tells of a hole at the end
+        text = b"%d\n" % len(pieces) + b"".join(b"%d\n%d\n" % piece for piece in pieces)
+        table = text + ZERO[: -len(text) % BLOCK]
+        stored = len(table) + sum(length for _, length in pieces)
+        self._write(header(entry, subsecond=self._subsecond, stored=stored))
+        self._write(table)
+        for offset, length in pieces:
+            end = offset + length
+            while offset < end:
+                piece = os.pread(fd, min(end - offset, _BUFFER), offset) or bytes(min(end - offset, _BUFFER))
+                offset += len(piece)
+                self._write(piece)
+        self._pad(stored)
+
     def finish(self) -> None:
         """Write the end marker, and all that is still held."""
         self._write(ZERO + ZERO)
@@ -96,10 +114,18 @@ class TarWriter:
         self._out(data)
 
 
-def header(entry: Entry, *, subsecond: bool = False) -> bytes:
-    """The blocks before the content of `entry`: its header, and a pax header where one is needed."""
+def header(entry: Entry, *, subsecond: bool = False, stored: int | None = None) -> bytes:
+    """The blocks before the content of `entry`: its header, and a pax header where one is needed.
+
+    `stored`: of a sparse file, the bytes that follow.
+    """
     records: dict[bytes, bytes] = {XATTR + name: value for name, value in entry.xattrs.items()}
     name, prefix = entry.name, b""
+    if stored is not None:
+        directory, slash, base = name.rpartition(b"/")
+        records |= {b"GNU.sparse.major": b"1", b"GNU.sparse.minor": b"0", b"GNU.sparse.name": name}
+        records[b"GNU.sparse.realsize"] = b"%d" % entry.size
+        name = directory + slash + b"GNUSparseFile.0/" + base  # what a reader that does not know of this will make
     if entry.kind is Kind.DIRECTORY and not name.endswith(b"/"):
         name += b"/"
     if len(name) > 100:
@@ -112,6 +138,7 @@ def header(entry: Entry, *, subsecond: bool = False) -> bytes:
         records[b"linkpath"] = link
         link = link[:100]
     size = entry.size if entry.kind is Kind.FILE else 0
+    size = size if stored is None else stored
     seconds, fraction = divmod(entry.mtime, _NS)
     if not subsecond:
         fraction = 0

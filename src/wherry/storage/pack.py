@@ -4,6 +4,7 @@ Reads beneath an open directory and never follows a symbolic link. The tree may 
 what shrinks is filled with zero bytes.
 """
 
+import errno
 import os
 import stat
 
@@ -16,6 +17,7 @@ from wherry.storage.archive_writer import TarWriter
 TRAVELLING = ("user.", "security.capability")
 _NOT_OURS = ("user.overlay.",)
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+_PIECES = 16_384  # of one sparse file: their list must fit into what readers take
 _KINDS = {
     stat.S_IFREG: Kind.FILE,
     stat.S_IFDIR: Kind.DIRECTORY,
@@ -27,10 +29,14 @@ _KINDS = {
 
 
 class Packer:
-    """Adds files to `writer`; the second name of an inode it has seen becomes a hard link."""
+    """Adds files to `writer`; the second name of an inode it has seen becomes a hard link.
 
-    def __init__(self, writer: TarWriter) -> None:
+    With `sparse` holes in files stay holes, which other readers of layers may not know.
+    """
+
+    def __init__(self, writer: TarWriter, *, sparse: bool = False) -> None:
         self._writer = writer
+        self._sparse = sparse
         self._seen: dict[tuple[int, int], bytes] = {}
         self.entries = 0
 
@@ -77,7 +83,12 @@ class Packer:
                 return  # replaced meanwhile
             entry.size = found.st_size
             entry.xattrs = kept_xattrs(fd)
-            self._writer.add_file(entry, fd)
+            if self._sparse and found.st_blocks * 512 < found.st_size:
+                entry.sparse = data_of(fd, found.st_size)
+            if entry.sparse is not None:
+                self._writer.add_sparse(entry, fd)
+            else:
+                self._writer.add_file(entry, fd)
             self.entries += 1
         finally:
             os.close(fd)
@@ -96,6 +107,26 @@ def open_file(directory: int, base: bytes) -> int:
         return os.open(base, _READ | os.O_NOATIME, dir_fd=directory)
     except PermissionError:
         return os.open(base, _READ, dir_fd=directory)
+
+
+def data_of(fd: int, size: int) -> list[tuple[int, int]] | None:
+    """(offset, length) of what is data among holes; None when that is all, or comes in too many pieces."""
+    pieces: list[tuple[int, int]] = []
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO:  # only a hole is left
+                return pieces
+            return None  # a file system that does not tell
+        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
+        if start >= size:
+            return pieces
+        pieces.append((start, end - start))
+        if len(pieces) > _PIECES or pieces == [(0, size)]:
+            return None
+    return pieces
 
 
 def open_directory(root: int, path: bytes) -> int:

@@ -12,7 +12,7 @@ import fcntl
 import logging
 import os
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -26,21 +26,20 @@ from wherry.volumes.record import Volume
 
 log = logging.getLogger(__name__)
 
-_FIRST_PROJECT = 0x57480000  # away from the small numbers that others count from
+FIRST_PROJECT = 0x57480000  # away from the small numbers that others count from
 _PATIENCE = 300  # s for making a file system
 _FREEZE, _THAW = 0xC0045877, 0xC0045878
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def choose(root: Path, volume: Volume, others: Iterable[Volume]) -> Volume:
-    """`volume`, a new one, with what will hold it to its limit."""
+def choose(root: Path, volume: Volume, project: int) -> Volume:
+    """`volume`, a new one, with what will hold it to its limit; `project` is a number nobody else has."""
     if not volume.limit:
         return volume
     root.mkdir(mode=0o701, parents=True, exist_ok=True)
     with closing(os.open(root, _DIRECTORY)) as directory:
-        if quota.enforces_projects(directory):
-            return replace(volume, project=max(_FIRST_PROJECT, *(other.project for other in others), 0) + 1)
-    return replace(volume, image=True)
+        limited = quota.enforces_projects(directory)
+    return replace(volume, project=project) if limited else replace(volume, image=True)
 
 
 def make(own: Path, volume: Volume, *, filled: bool = True) -> None:

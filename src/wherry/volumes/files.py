@@ -161,7 +161,14 @@ class Recovered:
 def recover(root: Path, known: Mapping[str, Volume]) -> Recovered:
     """Bring the directories in line with the rows `known`, and tell which rows to change."""
     root.mkdir(mode=0o701, parents=True, exist_ok=True)
-    changed = [arrive(root, volume) for volume in known.values() if volume.moving]
+    changed: list[Volume] = []
+    for volume in known.values():
+        if volume.moving:
+            try:
+                changed.append(arrive(root, volume))
+            except OSError as exc:  # one broken volume must not keep the daemon from starting
+                log.error("volume %s cannot take its place from %s: %s", volume.name, volume.moving, exc)
+    moving = {volume.moving for volume in known.values()}  # what is still there could not be moved
     forget: list[str] = []
     for entry in sorted(root.iterdir()):
         if entry.name.startswith(REMOVING):
@@ -169,6 +176,8 @@ def recover(root: Path, known: Mapping[str, Volume]) -> Recovered:
             if name in known and not (root / name).exists():
                 forget.append(name)
             delete(entry)
+        elif entry.name in moving:
+            continue
         elif entry.name.startswith((MAKING, PARCEL)):
             unmount(entry)
             delete(entry)

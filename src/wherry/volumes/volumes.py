@@ -18,13 +18,13 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 
 from wherry import ids
 from wherry.aio import KeyedLock, finish, settle
-from wherry.errors import Conflict, Failed, NotFound, WherryError
+from wherry.errors import Conflict, Failed, InvalidParameter, NotFound, WherryError
 from wherry.events import Event, Events
 from wherry.filters import NONE, Filters
 from wherry.kernel.mount import Mount
@@ -46,6 +46,8 @@ log = logging.getLogger(__name__)
 _LIST_FILTERS = ("dangling", "name", "label", "driver")
 _PRUNE_FILTERS = ("label", "label!", "all")
 
+_ENGINE = "engine-"  # how names of users begin that are no containers
+
 Users = Callable[[], Mapping[str, Sequence[str]]]  # volume name -> ids of the containers that use it
 
 
@@ -66,6 +68,7 @@ class Volumes:
         self._held: Counter[str] = Counter()
         self._users_now: dict[str, set[str]] = {}  # volume -> who has it mounted, in name or truly
         self._by_name = {name: decode(raw) for name, raw in state.rows("volumes").items()}
+        self._project = max([bodies.FIRST_PROJECT, *(volume.project for volume in self._by_name.values())])
 
     async def start(self) -> None:
         """Finish or undo what a crash interrupted; idempotent. What is mounted stays: see `recover`."""
@@ -134,7 +137,10 @@ class Volumes:
                 return
             self._users_now.pop(name, None)
             if (volume := self._by_name.get(name)) is not None and volume.mounted:
-                await settle(mounting.unmount, self.own(name))
+                try:
+                    await settle(mounting.unmount, self.own(name))
+                except OSError as exc:
+                    log.error("volume %s cannot be unmounted: %s", name, exc)
 
     @asynccontextmanager
     async def borrow(self, name: str) -> AsyncIterator[Path]:
@@ -142,7 +148,7 @@ class Volumes:
 
         Yields the directory. Raises as `mount`.
         """
-        user = f"engine-{ids.generate()[:12]}"
+        user = f"{_ENGINE}{ids.generate()[:12]}"
         with self.hold(name):
             try:
                 yield await self.mount(name, user)
@@ -192,9 +198,9 @@ class Volumes:
                 return found
             check_options(name, options or {})
             volume = Volume(name=name, created=time.time_ns(), labels=labels, options=options or None)
-            volume = await settle(bodies.choose, self.root, volume, self._by_name.values())
+            volume = await self.chosen(volume)
             await finish(self._make(volume))
-        self._publish("create", name, driver=DRIVER)
+        self.publish("create", name, driver=DRIVER)
         return volume
 
     async def fill(self, name: str, rootfs: Sequence[Mount], destination: str) -> None:
@@ -213,14 +219,14 @@ class Volumes:
     async def discard(self, name: str) -> None:
         """Delete the volume of a container that goes; the caller knows that nobody else uses it. Idempotent."""
         async with self._locks(name):
-            if name not in self._by_name:
-                return
+            if name not in self._by_name or any(user.startswith(_ENGINE) for user in self.users_now(name)):
+                return  # what is being copied just now stays, as a volume that nobody uses
             await finish(self._unmake(name))
-        self._publish("destroy", name, driver=DRIVER)
+        self.publish("destroy", name, driver=DRIVER)
 
     def mounted(self, name: str, container: str, *, destination: str, rw: bool, propagation: str = "") -> None:
         """Tell that a container started with the volume."""
-        self._publish(
+        self.publish(
             "mount",
             name,
             container=container,
@@ -231,7 +237,7 @@ class Volumes:
         )
 
     def unmounted(self, name: str, container: str) -> None:
-        self._publish("unmount", name, container=container, driver=DRIVER)
+        self.publish("unmount", name, container=container, driver=DRIVER)
 
     # What the API asks
 
@@ -281,7 +287,7 @@ class Volumes:
             if users or self._held[name]:
                 raise Conflict(f"remove {name}: volume is in use - [{', '.join(users)}]")
             await finish(self._unmake(name))
-        self._publish("destroy", name, driver=DRIVER)
+        self.publish("destroy", name, driver=DRIVER)
 
     async def prune(self, filters: Filters = NONE) -> dict[str, object]:
         """Delete volumes that no container uses: the anonymous ones, and with `all=true` the named ones too."""
@@ -318,6 +324,63 @@ class Volumes:
             usage = {"RefCount": len(used.get(volume.name, ())), "Size": await self.size(volume.name)}
             found.append({**self._document(volume), "UsageData": usage})
         return found
+
+    # For changes.py
+
+    def lock(self, key: Hashable) -> AbstractAsyncContextManager[None]:
+        """Who holds the lock of a name sees the volume neither come nor go, nor its users change."""
+        return self._locks(key)
+
+    def has(self, name: str) -> bool:
+        return name in self._by_name
+
+    def users(self, name: str) -> Sequence[str]:
+        """Ids of the containers that name the volume, running or not."""
+        return sorted(self._users().get(name, ()))
+
+    def check_idle(self, verb: str, name: str) -> None:
+        """Raise Conflict while the volume is mounted somewhere, or about to be."""
+        if users := self.users_now(name):
+            engine = all(user.startswith(_ENGINE) for user in users)
+            what = "is being copied: try again later" if engine else "is in use: stop these containers first"
+            raise Conflict(f"{verb} {name}: volume {what} - [{', '.join(users)}]")
+        if self._held[name]:
+            raise Conflict(f"{verb} {name}: volume is in use by a container that is being created: try again later")
+
+    def check_free(self, name: str) -> None:
+        """Raise Conflict when there is a volume of that name."""
+        if name in self._by_name:
+            raise Conflict(f"volume {name} exists already: choose another name, or remove it first")
+
+    def checked(self, name: str, options: Mapping[str, str] | None, labels: Mapping[str, str] | None) -> Volume:
+        """A volume to be, which the engine itself keeps. Raises InvalidParameter."""
+        check_options(name, options or {})
+        volume = Volume(name=name, created=time.time_ns(), labels=labels or None, options=options or None)
+        if volume.foreign:
+            raise InvalidParameter(f"create {name}: only a size can be asked for here")
+        return volume
+
+    async def chosen(self, volume: Volume) -> Volume:
+        """`volume`, a new one, with what will hold it to its limit."""
+        self._project += 1
+        return await settle(bodies.choose, self.root, volume, self._project)
+
+    async def install(self, volume: Volume, *, forget: str = "") -> None:
+        """Let the directory `volume.moving` be the new volume, in place of the row `forget`; to be called under the
+        lock of both names. After a crash `files.recover` goes on where this was."""
+        if await settle((self.root / volume.name).exists):
+            raise Conflict(f"there is a directory {self.root / volume.name} of no volume: move it away first")
+        gone = [Delete("volumes", forget)] if forget else []
+        await settle(self._state.write, Insert("volumes", volume.name, encode(volume)), *gone)
+        arrived = await settle(files.arrive, self.root, volume)
+        await settle(self._state.write, Put("volumes", volume.name, encode(arrived)))
+        self._by_name.pop(forget, None)
+        self._by_name[volume.name] = arrived
+
+    async def save(self, volume: Volume) -> None:
+        """Write the row of a volume that exists."""
+        await settle(self._state.write, Put("volumes", volume.name, encode(volume)))
+        self._by_name[volume.name] = volume
 
     # How
 
@@ -363,5 +426,5 @@ class Volumes:
             "Scope": "local",
         }
 
-    def _publish(self, action: str, name: str, **attributes: str) -> None:
+    def publish(self, action: str, name: str, **attributes: str) -> None:
         self._events.publish(Event(type="volume", action=action, actor=name, attributes=attributes))

@@ -40,7 +40,7 @@ async def commit(
         raise Conflict(f"You cannot commit container {container.id} which is being removed")
     target = _target(repo, tag)
     wanted = merge(dockerfile.apply(config or ContainerConfig(), changes), container.config)
-    async with _still(deps, container, pause=pause):
+    async with still(deps, container, pause=pause):
         image = await images.commit(
             deps.images,
             container.id,
@@ -69,7 +69,7 @@ def _target(repo: str, tag: str) -> reference.Reference | None:
 
 
 @asynccontextmanager
-async def _still(deps: Deps, container: Container, *, pause: bool) -> AsyncIterator[None]:
+async def still(deps: Deps, container: Container, *, pause: bool) -> AsyncIterator[None]:
     """Freeze a running container for a while. Its state stays RUNNING: this is no `docker pause`."""
     shim = deps.live_of(container).shim
     if not pause or container.state.status is not Status.RUNNING or shim is None:
