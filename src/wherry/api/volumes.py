@@ -11,8 +11,8 @@
     POST   /volumes/{name}/push?reference=&compression=&pause= progress as of images
     POST   /volumes/pull?reference=&name=&replace=             likewise
 
-With `pause`, which is on unless said otherwise (but for export), the running containers that use the volume stand still while it is
-copied, so that its files fit together: as with commit.
+With `pause`, which is on unless said otherwise (off for export), the running containers that use the volume stand still
+while it is copied, so that its files fit together: as with commit.
 """
 
 from collections.abc import AsyncIterator, Callable

@@ -212,15 +212,24 @@ GROUPS: dict[str, Group] = {
     "volume": Group(
         "Manage volumes",
         {
+            "clone": Entry("volume_whole", "clone", "Make a new volume with the content of another"),
             "create": Entry("volume", "create", "Create a volume"),
+            "export": Entry("volume_whole", "export", "Export a volume's content as a tar archive"),
+            "import": Entry("volume_whole", "import", "Make a volume of a tar archive"),
             "inspect": Entry("inspect", "volume", "Display detailed information on one or more volumes"),
             "ls": Entry("volume", "ls", "List volumes"),
             "prune": Entry("prune", "volume", "Remove unused local volumes"),
+            "pull": Entry("volume_whole", "pull", "Make a volume of what a registry has"),
+            "push": Entry("volume_whole", "push", "Push a volume's content to a registry"),
+            "rename": Entry("volume_whole", "rename", "Rename a volume that no container uses"),
             "rm": Entry(
                 "volume",
                 "rm",
                 "Remove one or more volumes. You cannot remove a volume that is in use by a container.",
             ),
+            "rollback": Entry("volume_whole", "rollback", "Bring back a volume's content from a snapshot"),
+            "snapshot": Entry("volume_whole", "snapshot", "Keep a volume's content as it is; list and drop snapshots"),
+            "update": Entry("volume", "update", "Update a volume (cluster volumes only)"),
         },
     ),
 }

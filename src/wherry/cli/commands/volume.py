@@ -1,10 +1,10 @@
-"""`volume create`, `volume ls`, `volume rm`."""
+"""`volume create`, `volume ls`, `volume rm`, `volume update`."""
 
 from __future__ import annotations
 
 from wherry.cli.batch import for_each
 from wherry.cli.command import CLI, UNLIMITED, Command
-from wherry.cli.console import line, out
+from wherry.cli.console import Failure, line, out
 from wherry.cli.flags import BOOL, FILTER, LIST, MAP, STRING, Flag, Flags
 from wherry.cli.listing import FORMAT_HELP, Row, filters_json, join_labels, print_rows
 from wherry.cli.run_config import key_values
@@ -115,6 +115,12 @@ def remove(cli: CLI, flags: Flags, arguments: list[str]) -> int:
     return for_each(arguments, act)
 
 
+def update(cli: CLI, _: Flags, arguments: list[str]) -> int:
+    if not cli.engine.get_json(f"/volumes/{quote(arguments[0])}").get("ClusterVolume"):
+        raise Failure("Can only update cluster volumes")
+    raise Failure("this engine has no cluster volumes")
+
+
 COMMANDS = {
     "create": Command(
         "[OPTIONS] [VOLUME]",
@@ -140,5 +146,19 @@ COMMANDS = {
         remove,
         flags=(Flag("force", "f", BOOL, "Force the removal of one or more volumes", since="1.25"),),
         arguments=(1, UNLIMITED),
+    ),
+    "update": Command(
+        "[OPTIONS] [VOLUME]",
+        update,
+        flags=(
+            Flag(
+                "availability",
+                "",
+                STRING,
+                'Cluster Volume availability ("active", "pause", "drain")',
+                default="active",
+            ),
+        ),
+        arguments=(1, 1),
     ),
 }
