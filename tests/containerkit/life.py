@@ -28,7 +28,8 @@ from wherry.ids import ContainerID, generate
 from wherry.kernel.mount import Mount
 from wherry.network.endpoint import Endpoint, Port
 from wherry.network.networks import NetworkConfig, Sandbox, SandboxRequest
-from wherry.runtime.shim_client import Exit, RuntimeSpec, Shim, ShimSpec
+from wherry.runtime.devices import Device
+from wherry.runtime.shim_client import Exit, Part, RuntimeSpec, Shim, ShimSpec
 from wherry.spec.engine import ContainerConfig, CreateContainer, HostConfig, NetworkingConfig, RestartPolicy
 from wherry.state import Change
 from wherry.state import State as Database
@@ -179,6 +180,8 @@ class LifeShim(Shim):
         self.gone = False  # it has ended, and we have not heard of it yet
         self.signals: list[int] = []
         self.clients: list[str] = []
+        self.inside: dict[str, Any] = {}  # what came to it while it ran, by path: parts, tmpfs options, devices
+        self.cgroups: dict[str, str] = {}
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
     @property
@@ -224,6 +227,26 @@ class LifeShim(Shim):
         self.paused = False
         self._obey()
 
+    async def attach_mount(self, path: str, part: Part) -> None:
+        await self.owner.steps.wait("attach mount")
+        self.inside[path] = part
+
+    async def attach_tmpfs(self, path: str, options: Sequence[str]) -> None:
+        await self.owner.steps.wait("attach mount")
+        self.inside[path] = tuple(options)
+
+    async def detach_mount(self, path: str) -> None:
+        await self.owner.steps.wait("detach mount")
+        self.inside.pop(path, None)
+
+    async def make_node(self, device: Device) -> None:
+        await self.owner.steps.wait("make node")
+        self.inside[device.path] = device
+
+    async def remove_node(self, device: Device) -> None:
+        await self.owner.steps.wait("remove node")
+        self.inside.pop(device.path, None)
+
     async def destroy(self) -> None:
         await self.owner.steps.wait("destroy")
         self.end(137)
@@ -254,6 +277,9 @@ class StepShims:
 
     def ids(self) -> list[str]:
         return sorted(self.directories)
+
+    def part(self, container_id: str, number: int) -> str:
+        return f"/run/{container_id}/part{number}"
 
     async def create(self, spec: ShimSpec, *, netns: int | None) -> LifeShim:
         await self.steps.wait("create process")
@@ -390,6 +416,7 @@ class LifeWorld:
             *(f"record {key[:12]}" for key in self.state.rows("containers")),
             *(f"name {key}" for key in self.state.rows("names")),
             *(f"volume {key[:12]}" for key in self.state.rows("volumes")),
+            *(f"mounted {name}" for name in self.state.rows("volumes") if self.volumes.users_now(name)),
             *(f"container {each.id[:12]}" for each in self.store),
             *(f"live {key[:12]}" for key in self.live_table._by_id),
         }
