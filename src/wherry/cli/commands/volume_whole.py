@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 PAUSE = "Pause the containers that use the volume meanwhile, so that its files fit together"
 IN_USE = (
-    "The volume may be in use: the containers that use it are paused meanwhile. With --pause=false they go on, and "
-    "each file is taken as it is at its moment."
+    "The volume may be in use: the containers that use it are paused meanwhile.\n"
+    "With --pause=false they go on, and each file is taken as it is at its moment."
 )
 
 
@@ -203,7 +203,7 @@ COMMANDS = {
         "OLD NEW",
         rename,
         arguments=(2, 2),
-        details="Rename a volume that no container uses, not even a stopped one: containers know it by its name",
+        details=("Rename a volume that no container uses, not even a stopped one:\ncontainers know it by its name"),
     ),
     "clone": Command(
         "[OPTIONS] SOURCE TARGET",
@@ -211,8 +211,8 @@ COMMANDS = {
         flags=(_LABEL, Flag("pause", "p", BOOL, PAUSE, default=True)),
         arguments=(2, 2),
         details=(
-            "Make a new volume with the content of another, its labels and its size. Blocks are shared where the file "
-            f"system can.\n{IN_USE}"
+            "Make a new volume with the content of another, its labels and its size.\n"
+            f"Blocks are shared where the file system can.\n{IN_USE}"
         ),
     ),
     "snapshot": Command(
@@ -224,15 +224,18 @@ COMMANDS = {
         ),
         arguments=(1, UNLIMITED),
         details=(
-            "Keep a volume's content as it is now, under a name or the time; list what is kept, and drop it. Blocks "
-            f"are shared where the file system can. Snapshots go with their volume.\n{IN_USE}"
+            "Keep a volume's content as it is now, under a name or the time; list what is\n"
+            "kept, and drop it. Blocks are shared where the file system can. Snapshots go\n"
+            f"with their volume.\n{IN_USE}"
         ),
     ),
     "rollback": Command(
         "VOLUME@NAME",
         rollback,
         arguments=(1, 1),
-        details="Bring back a volume's content from a snapshot, which stays. No running container may use the volume.",
+        details=(
+            "Bring back a volume's content from a snapshot, which stays.\nNo running container may use the volume."
+        ),
     ),
     "export": Command(
         "[OPTIONS] VOLUME",
@@ -269,6 +272,6 @@ COMMANDS = {
         pull,
         flags=(_QUIET, _REPLACE),
         arguments=(1, 2),
-        details="Make a volume of what a registry has; called as the one that was pushed, unless a name is given",
+        details=("Make a volume of what a registry has, called as the one that was pushed unless\na name is given"),
     ),
 }
