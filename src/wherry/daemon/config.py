@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import msgspec
 
 from wherry.errors import InvalidParameter
+from wherry.network.dns.host import parse_address
 
 DEFAULT_FILE = Path("/etc/wherry/daemon.json")
 DEFAULT_DATA_ROOT = Path("/var/lib/wherry")
@@ -106,6 +107,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_u
     dns: list[str] = []
     dns_opts: list[str] = []
     dns_search: list[str] = []
+    host_dns: str = ""
     registry: dict[str, Any] | None = None  # wherry.registry.config.Config: serve the images as a registry
     tls: bool = False
     tlsverify: bool = False
@@ -170,6 +172,7 @@ _FLAGS: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
     (("--dns",), "dns", "list", "DNS server of containers (repeatable)"),
     (("--dns-opt",), "dns-opts", "list", "DNS option of containers (repeatable)"),
     (("--dns-search",), "dns-search", "list", "DNS search domain of containers (repeatable)"),
+    (("--host-dns",), "host-dns", "text", "Where the host may ask for NAME.NETWORK.wherry: 127.0.0.153:53"),
     (("--tls",), "tls", "switch", "Use TLS on tcp:// sockets; implied by --tlsverify"),
     (("--tlsverify",), "tlsverify", "switch", "Use TLS and verify the client"),
     (("--tlscacert",), "tlscacert", "text", "Certificates of the authority that clients must come from"),
@@ -380,6 +383,8 @@ def _check_network(config: Config) -> None:
                 ipaddress.ip_address(value)
             except ValueError as exc:
                 raise InvalidParameter(f"invalid {key}: {exc}") from exc
+    if config.host_dns:
+        parse_address(config.host_dns)
 
 
 def _check_labels(config: Config) -> None:

@@ -55,6 +55,7 @@ def test_the_file_and_the_flags_complete_each_other(file):
         ('{"default-address-pools": [{"base": "10.0.0.0/8", "size": 4}]}', "want 8 to 30"),
         ('{"labels": ["x"]}', "invalid label 'x'"),
         ('{"dns": ["dns.example"]}', "invalid dns"),
+        ('{"host-dns": "192.0.2.1:53"}', "invalid host-dns '192.0.2.1:53'"),
         ('{"tlsverify": true}', "TLS needs tlscert and tlskey"),
     ],
 )
