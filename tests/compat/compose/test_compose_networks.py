@@ -11,7 +11,10 @@ from harness.engine import Engine, Result
 from harness.engines import EngineMaker
 
 SHOP = Path(__file__).parent / "shop"
-READ = "import sys, urllib.request as u; print(u.build_opener(u.ProxyHandler({})).open(sys.argv[1], None, 5).read().decode())"
+READ = (
+    "import sys, urllib.request as web\n"
+    "print(web.build_opener(web.ProxyHandler({})).open(sys.argv[1], None, 5).read().decode())"
+)
 
 pytestmark = pytest.mark.not_dockerd("Compose asks for a newer API")
 
