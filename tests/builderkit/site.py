@@ -143,7 +143,7 @@ async def open_site(root: Path, driver: Any = OverlaySnapshotter) -> AsyncIterat
     with tempfile.TemporaryDirectory(prefix="wherry-exec-") as exec_root:
         world = World(root, driver(root))
         shims = Shims(Path(exec_root))
-        networks = Networks(NetworkConfig(bridge="none"), world.state)
+        networks = Networks(NetworkConfig(bridge="none"), world.state, world.deps.events)
         background = Background()
         settings = Settings(
             root=root / "build",

@@ -32,6 +32,7 @@ from wherry.events import Events
 from wherry.images import deps as images
 from wherry.images.upkeep.recover import recover as recover_images
 from wherry.kernel import cgroup
+from wherry.network.ipam import DEFAULT_POOLS
 from wherry.network.networks import NetworkConfig, Networks
 from wherry.registry.folder import FolderStore
 from wherry.runtime.shim_client import RuntimeSpec, Shims
@@ -108,7 +109,7 @@ async def open_engine(config: Config) -> Engine:
     store = ContainerStore(state)
     image_deps.roots.append(lambda: (set(), mounted_layers(store)))
     volumes = Volumes(state, data_root / "volumes", events, users=lambda: volume_users(store))
-    networks = Networks(network_config(config), state)
+    networks = Networks(network_config(config), state, events)
     shims = Shims(exec_root)
     settings = containers.Settings(
         data_root=data_root,
@@ -219,8 +220,7 @@ def volume_users(store: ContainerStore) -> Mapping[str, Sequence[str]]:
 
 
 def network_config(config: Config) -> NetworkConfig:
-    pools = [(pool.base, pool.size) for pool in config.default_address_pools]
-    given = {"address_pools": pools} if pools else {}
+    pools = [(pool.base, pool.size) for pool in config.default_address_pools] or DEFAULT_POOLS
     return NetworkConfig(
         instance=config.own_instance,
         bridge=config.bridge,
@@ -233,7 +233,8 @@ def network_config(config: Config) -> NetworkConfig:
         dns=config.dns,
         dns_options=config.dns_opts,
         dns_search=config.dns_search,
-        **given,
+        host_dns=config.host_dns,
+        address_pools=pools,
     )
 
 

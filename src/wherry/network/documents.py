@@ -2,21 +2,11 @@
 
 import datetime
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 
 from wherry.network.endpoint import Endpoint
+from wherry.network.records import NetworkRecord, Subnet
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkRecord:
-    """A network; row of state table `networks`, keyed by its id."""
-
-    id: str
-    name: str
-    driver: str  # bridge, host, null
-    created: int  # ns since the epoch
-    interface: str = ""  # the bridge's address and prefix, when it had one last
-    options: Mapping[str, str] = field(default_factory=dict)
+Attached = Mapping[str, tuple[str, Sequence[Endpoint]]]  # container id to name and endpoints, of those that run
 
 
 def rfc3339(nanoseconds: int) -> str:
@@ -27,13 +17,8 @@ def rfc3339(nanoseconds: int) -> str:
     return f"{moment}{fraction}Z"
 
 
-def network(
-    record: NetworkRecord, *, subnet: str, gateway: str, containers: Mapping[str, tuple[str, Sequence[Endpoint]]]
-) -> dict[str, object]:
-    """Body of `GET /networks/{id}`; one of `GET /networks` when `containers` is empty.
-
-    `containers`: id to name and endpoints, of those that run.
-    """
+def network(record: NetworkRecord, containers: Attached) -> dict[str, object]:
+    """Body of `GET /networks/{id}`; one of `GET /networks` when `containers` is empty."""
     attached: dict[str, object] = {}
     for container_id, (name, endpoints) in containers.items():
         for endpoint in endpoints:
@@ -51,19 +36,34 @@ def network(
         "Created": rfc3339(record.created),
         "Scope": "local",
         "Driver": record.driver,
-        "EnableIPv4": True,
-        "EnableIPv6": False,
+        "EnableIPv4": record.ipv4,
+        "EnableIPv6": record.ipv6,
         "IPAM": {
-            "Driver": "default",
-            "Options": None,
-            "Config": [{"Subnet": subnet, "Gateway": gateway}] if subnet else None,
+            "Driver": record.ipam_driver,
+            "Options": dict(record.ipam_options) if record.ipam_options is not None else None,
+            "Config": [_subnet(subnet) for subnet in record.subnets] or _nothing(record),
         },
-        "Internal": False,
-        "Attachable": False,
+        "Internal": record.internal,
+        "Attachable": record.attachable,
         "Ingress": False,
-        "ConfigFrom": {"Network": ""},
-        "ConfigOnly": False,
+        "ConfigFrom": {"Network": record.config_from},
+        "ConfigOnly": record.config_only,
         "Containers": attached,
         "Options": dict(record.options),
-        "Labels": {},
+        "Labels": dict(record.labels),
     }
+
+
+def _subnet(subnet: Subnet) -> dict[str, object]:
+    found: dict[str, object] = {"Subnet": subnet.subnet}
+    if subnet.ip_range:
+        found["IPRange"] = subnet.ip_range
+    if subnet.gateway:
+        found["Gateway"] = subnet.gateway
+    if subnet.auxiliary:
+        found["AuxiliaryAddresses"] = dict(subnet.auxiliary)
+    return found
+
+
+def _nothing(record: NetworkRecord) -> list[object] | None:
+    return None if record.predefined else []

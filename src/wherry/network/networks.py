@@ -1,281 +1,384 @@
-"""Networks: the default ones (bridge, host, none), and the sandboxes of running containers on them.
+"""The networks of this engine: the default ones (bridge, host, none) and those that users make.
 
-A sandbox lives as long as the network namespace whose fd `connect` returns. What the host keeps for it besides (an
-address, published ports, entries of the firewall) is held by a row of state table `endpoints`, written before the
-effects, and given back by `release`. A row whose container does not run at start is dropped; the firewall's table is
-then written anew from the rows that are left, so nothing of the dropped one remains.
-Async verbs, called from the event loop; those about one container under that container's lock.
+What a network is made of: a record in the state (`catalog`), the host's side of it (`drivers`), its part of the
+firewall (`wall`), and what running containers have on it (`sandboxes`). A network is made and removed one at a time;
+its row says `pending` until everything is there, so that a start of the daemon takes half-made ones away.
+Async verbs, called from the event loop.
 """
 
+import asyncio
 import ipaddress
 import logging
 import os
-import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from dataclasses import replace
 
-import msgspec
+from wherry.aio import finish, settle
+from wherry.errors import Failed, Forbidden, InvalidParameter, NotFound, WherryError
+from wherry.events import Event, Events
+from wherry.filters import Filters
+from wherry.ids import ContainerID, generate
+from wherry.network import config as configuration
+from wherry.network import creation, default, documents, ipam, plan
+from wherry.network.adapter import Firewall, HostPorts
+from wherry.network.catalog import Catalog
+from wherry.network.config import NetworkConfig
+from wherry.network.dns.names import Names
+from wherry.network.dns.server import Resolver
+from wherry.network.documents import Attached
+from wherry.network.drivers import bridge, namespaces
+from wherry.network.drivers.bridge import BridgeDriver
+from wherry.network.drivers.lan import IpvlanDriver, MacvlanDriver
+from wherry.network.endpoint import Endpoint, EndpointRequest, Port
+from wherry.network.places import IPNetwork, Namespace, NetworkDriver, NetworkRules
+from wherry.network.ports import PortRequest
+from wherry.network.records import BRIDGE, HOST, IPVLAN, MACVLAN, NULL, NetworkRecord
+from wherry.network.sandboxes import Parts, Running, Sandbox, Sandboxes, SandboxRequest
+from wherry.spec.engine import CreateNetwork
+from wherry.state import Put, State
 
-from wherry.aio import settle
-from wherry.errors import Conflict, Failed, InvalidParameter, NotFound, WherryError
-from wherry.ids import ContainerID, generate, is_prefix, short
-from wherry.kernel.nftables import Element
-from wherry.network import bridge, documents, ipam
-from wherry.network.bridge import Attachment, BridgeConfig
-from wherry.network.documents import NetworkRecord
-from wherry.network.endpoint import Endpoint, Port
-from wherry.network.firewall import BridgeRules, Firewall, published_element
-from wherry.network.ports import ANY4, PROTOCOLS, Held, HostPorts, PortRequest, PortTaken
-from wherry.network.relay import Relay
-from wherry.state import Change, Delete, Put, State
+__all__ = ["NetworkConfig", "Networks", "Running", "Sandbox", "SandboxRequest"]
 
 log = logging.getLogger(__name__)
 
-BRIDGE, HOST, NONE = "bridge", "host", "none"
-DRIVERS = {BRIDGE: "bridge", HOST: "host", NONE: "null"}
-FORWARDING_KEY = "network/forwarding"  # in table settings: the boot in which we made the host a router
-INSTANCE_LIMIT = bridge.NAME_LIMIT - len("wh-")
-_INSTANCE = re.compile(r"[a-z0-9]+\Z")
-_SETUP = "failed to set up container networking"  # how Docker's message begins
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkConfig:
-    """The daemon's flags about networks. The `dns` ones are for `files.resolv_conf`."""
-
-    instance: str = ""  # tells several daemons of a host apart: part of the bridge's and the firewall table's names
-    bridge: str = ""  # "" = our own, "none" = no default bridge, else an existing one
-    bip: str = ""  # 172.31.0.1/24
-    address_pools: Sequence[tuple[str, int]] = ipam.DEFAULT_POOLS
-    mtu: int = 1500
-    ip_forward: bool = True
-    ip_masq: bool = True
-    icc: bool = True
-    default_bind: str = ANY4
-    dns: Sequence[str] = ()
-    dns_search: Sequence[str] = ()
-    dns_options: Sequence[str] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SandboxRequest:
-    mode: str = BRIDGE  # bridge, host, none; "" and "default" are the default network
-    name: str = ""  # the container's, for error messages
-    ports: Sequence[PortRequest] = ()
-    ip: str = ""
-    mac: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sandbox:
-    netns: int | None  # fd, which the caller closes; None = the host's own namespace
-    endpoints: tuple[Endpoint, ...]
-    ports: tuple[Port, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    """Value in table `endpoints`: what a container on the bridge holds."""
-
-    endpoint: Endpoint
-    veth: str
-    ports: tuple[Port, ...] = ()
-
-
-@dataclass(slots=True, kw_only=True)
-class _Holding:
-    row: Row
-    held: Sequence[Held]
-    relays: Sequence[Relay] = ()
+NONE = "none"
+PREDEFINED = {BRIDGE: BRIDGE, HOST: HOST, NONE: NULL}  # name to driver
+ULA_KEY = "network/unique-local"  # in table settings: what this engine's IPv6 subnets are drawn from
+BINDING = "com.docker.network.bridge.host_binding_ipv4"
 
 
 class Networks:
-    def __init__(self, config: NetworkConfig, state: State) -> None:
+    def __init__(self, config: NetworkConfig, state: State, events: Events) -> None:
         """Raises InvalidParameter for a wrong flag; touches nothing before `start`."""
-        _check(config)
+        configuration.check(config)
         self.config = config
         self._state = state
+        self._events = events
         self._pools = ipam.parse_pools(config.address_pools)
-        self._bip = ipam.parse_bip(config.bip) if config.bip else None
-        self._driver = _driver(config)
-        self._firewall = Firewall(f"wherry_{config.instance}" if config.instance else "wherry")
-        self._ports = HostPorts(config.default_bind)
-        self._pool: ipam.Pool | None = None
-        self._records: dict[str, NetworkRecord] = {}  # by name
-        self._holdings: dict[str, _Holding] = {}  # by container id
-        self._routed_loopback = False  # we switched route_localnet on
+        self._wall = Firewall(config.table, respect=config.respect_firewall)
+        self._default = default.DefaultBridge(config, state, self._wall)
+        self._catalog = Catalog(state)
+        self._changing = asyncio.Lock()  # one network is made or removed at a time
+        self._drivers: dict[str, NetworkDriver] = {
+            BRIDGE: BridgeDriver(self._device),
+            MACVLAN: MacvlanDriver(),
+            IPVLAN: IpvlanDriver(),
+        }
+        self._names = Names()
+        self._resolver = Resolver(self._names, lambda: [(record.id, record.name) for record in self._catalog])
+        self._sandboxes = Sandboxes(
+            Parts(
+                state=state,
+                catalog=self._catalog,
+                drivers=self._drivers,
+                wall=self._wall,
+                ports=HostPorts(),
+                names=self._names,
+                resolver=self._resolver,
+                bridge_of=self._device,
+                default_bind=lambda record: record.options.get(BINDING) or config.default_bind,
+            )
+        )
+
+    def _device(self, record: NetworkRecord) -> str:
+        """The host's interface of a bridge network."""
+        default_device = self._default.device
+        return plan.bridge_name(record, default_device.name if default_device else "")
 
     # -- start and stop
 
-    async def start(self, running: Mapping[ContainerID, Sequence[Port]]) -> None:
-        """Make or adopt bridge and firewall, take over what the containers in `running` hold, drop every other row.
+    async def start(self, running: Mapping[ContainerID, Running]) -> None:
+        """Make or adopt networks and firewall, take over what the containers in `running` hold, drop every other row.
 
         Idempotent. Raises Failed, NotSupported, InvalidParameter.
         """
-        await self._let_go()
-        rows = await settle(self._load, running)
+        await self._sandboxes.let_go()
+        rows = await settle(self._sandboxes.stored, running)
         try:
             await settle(self._prepare, rows)
         except OSError as exc:
-            raise Failed(f"cannot set up the default bridge network: {exc.strerror}") from exc
+            raise Failed(f"cannot set up container networks: {exc.strerror}") from exc
         for container_id, row in rows.items():
-            await self._adopt(container_id, row)
+            await self._sandboxes.adopt(container_id, row, running[ContainerID(container_id)].netns_path)
+        await self._sandboxes.serve(self.config.host_dns)
 
-    def _load(self, running: Mapping[ContainerID, Sequence[Port]]) -> dict[str, Row]:
-        """Read the state; rows of containers that run."""
-        records = [msgspec.json.decode(raw, type=NetworkRecord) for raw in self._state.rows("networks").values()]
-        self._records = {record.name: record for record in records if record.name in DRIVERS}
-        stored = self._state.rows("endpoints")
-        changes: list[Change] = [Delete("endpoints", key) for key in stored if key not in running]
-        for name, driver in DRIVERS.items():
-            if name not in self._records:
-                record = NetworkRecord(id=generate(), name=name, driver=driver, created=time.time_ns())
-                self._records[name] = record
-                changes.append(Put("networks", record.id, msgspec.json.encode(record)))
-        if changes:
-            self._state.write(*changes)
-        return {key: msgspec.json.decode(raw, type=Row) for key, raw in stored.items() if key in running}
+    def _prepare(self, rows: Mapping[str, plan.Row]) -> None:
+        """Records, bridges, sysctls, firewall. Blocking."""
+        self._catalog.clear()
+        stored = self._catalog.stored()
+        self._load_predefined(stored, rows)
+        for record in stored:
+            if record.pending:
+                self._unmake(record)
+            elif not record.predefined:
+                self._catalog.remember(record)
+                self._remake(record)
+        self._sandboxes.reattach(rows.values())
+        if not self._bridges():
+            return  # neither links nor rules: the host stays as it is
+        self._wall.load(
+            [self._rules(record, rows.values()) for record in self._bridges()],
+            self._sandboxes.publications(rows.values()),
+            [],
+            guarded=self._default.guards(),
+        )
+        self._default.forward()
 
-    def _prepare(self, rows: Mapping[str, Row]) -> None:
-        """Bridge, sysctls, firewall. Blocking."""
-        if self._driver is None:
-            self._pool = None
+    def _rules(self, record: NetworkRecord, rows: Iterable[plan.Row]) -> NetworkRules:
+        """With the subnets that running containers have from before the network's subnet was changed."""
+        rules = default.rules(record, self._device(record))
+        lived = {
+            interface.network
+            for row in rows
+            for each in row.attachments
+            if each.network_id == record.id
+            for interface in each.place().addresses
+            if not interface.is_link_local
+        }
+        return replace(rules, subnets=[*rules.subnets, *sorted(lived - set(rules.subnets), key=str)])
+
+    def _load_predefined(self, stored: Sequence[NetworkRecord], rows: Mapping[str, plan.Row]) -> None:
+        by_name = {record.name: record for record in stored if record.predefined}
+        for name, driver in PREDEFINED.items():
+            record = before = by_name.get(name) or NetworkRecord(
+                id=generate(), name=name, driver=driver, created=time.time_ns()
+            )
+            if name == BRIDGE:
+                in_use = [
+                    ipaddress.IPv4Address(each.endpoint.ip)
+                    for row in rows.values()
+                    for each in row.attachments
+                    if each.network_id == record.id and each.endpoint.ip
+                ]
+                record = self._default.prepare(record, self._pools, in_use)
+            if name not in by_name or record != before:
+                self._state.write(self._catalog.row(record))
+            if name != BRIDGE or self._default.device is not None:
+                self._catalog.remember(record)
+
+    def _remake(self, record: NetworkRecord) -> None:
+        """The host's side of a network that is there already; one network's trouble is not the others'."""
+        if record.config_only:
             return
-        record = self._records[BRIDGE]
-        last = ipaddress.IPv4Interface(record.interface) if record.interface else None
-        in_use = [ipaddress.IPv4Address(row.endpoint.ip) for row in rows.values()]
-        interface = bridge.prepare(self._driver, bip=self._bip, last=last, pools=self._pools, in_use=in_use)
-        bridge.reattach(self._driver, [(row.veth, row.endpoint.mac) for row in rows.values()])
-        self._pool = ipam.Pool(interface)
-        record = replace(record, interface=str(interface), options=self._options(self._driver))
-        if record != self._records[BRIDGE]:
-            self._state.write(Put("networks", record.id, msgspec.json.encode(record)))
-            self._records[BRIDGE] = record
-        for address in in_use:
-            if address in interface.network:
-                self._pool.reserve(address)
-        self._routed_loopback = bridge.route_loopback(self._driver.name) or self._routed_loopback
-        subnets = {interface.network} | {
-            ipaddress.IPv4Interface(f"{row.endpoint.ip}/{row.endpoint.prefix}").network for row in rows.values()
-        }
-        # the firewall first: from the moment the host routes, it must be guarded
-        guarded = self._guards()
-        rules = BridgeRules(
-            bridge=self._driver.name,
-            subnets=sorted(subnets),
-            masquerade=self.config.ip_masq,
-            icc=self.config.icc,
-        )
-        published = [element for row in rows.values() for element in _elements(row)]
-        self._firewall.load([rules], published, guarded=guarded)
-        if self.config.ip_forward:
-            bridge.set_forwarding(enable=True)
+        try:
+            self._drivers[record.driver].create(record)
+        except (OSError, WherryError) as exc:
+            log.warning("network %s cannot be made again: %s", record.name, exc)
 
-    def _guards(self) -> bool:
-        """True when the host routes only because of us: since now, an earlier run, or another daemon of ours.
+    def _unmake(self, record: NetworkRecord) -> None:
+        """A network that was being made or removed when a daemon ended."""
+        log.info("removing network %s, which was left half-done", record.name)
+        try:
+            self._drivers[record.driver].remove(record)
+            self._state.write(self._catalog.no_row(record))
+        except (OSError, WherryError) as exc:
+            log.warning("cannot remove half-done network %s: %s", record.name, exc)
 
-        Remembered in the state for as long as the host is up: after that its settings are its own again.
-        """
-        if not self.config.ip_forward:
-            return False
-        boot = _boot_id()
-        guarded = (
-            not bridge.forwarding()
-            or self._state.rows("settings").get(FORWARDING_KEY) == boot
-            or self._firewall.others()[1]
-        )
-        if guarded:
-            self._state.write(Put("settings", FORWARDING_KEY, boot))
-        return guarded
-
-    def _options(self, driver: BridgeConfig) -> dict[str, str]:
-        prefix = "com.docker.network"
-        return {
-            f"{prefix}.bridge.default_bridge": "true",
-            f"{prefix}.bridge.enable_icc": str(self.config.icc).lower(),
-            f"{prefix}.bridge.enable_ip_masquerade": str(self.config.ip_masq).lower(),
-            f"{prefix}.bridge.host_binding_ipv4": self.config.default_bind,
-            f"{prefix}.bridge.name": driver.name,
-            f"{prefix}.driver.mtu": str(driver.mtu),
-        }
-
-    async def _adopt(self, container_id: str, row: Row) -> None:
-        """Hold a running container's ports again. One that another program took meanwhile still reaches the container:
-        the firewall comes first."""
-        held: list[Held] = []
-        relays: list[Relay] = []
-        for port in row.ports:
-            try:
-                held.append(self._ports.adopt(port, row.endpoint.ip))
-            except (PortTaken, WherryError) as exc:
-                log.warning("container %s: %s", short(container_id), exc)
-                continue
-            if held[-1].relayed:
-                relays.append(_relay(held[-1], row.endpoint.ip))
-                await relays[-1].open()
-        self._holdings[container_id] = _Holding(row=row, held=held, relays=relays)
-
-    async def _let_go(self) -> None:
-        """Close sockets and relays; forget what is held."""
-        for holding in self._holdings.values():
-            for relay in holding.relays:
-                await relay.close()
-            self._ports.release(holding.held)
-        self._holdings.clear()
+    def _bridges(self) -> list[NetworkRecord]:
+        return [record for record in self._catalog if record.driver == BRIDGE and not record.config_only]
 
     async def stop(self, *, keep: bool) -> None:
-        """Close what the process holds. Without `keep` (nothing runs) also take bridge, firewall, sysctls back."""
-        await self._let_go()
+        """Close what the process holds. Without `keep` (nothing runs) also take links, firewall, sysctls back."""
+        await self._sandboxes.let_go()
         try:
-            if not keep and self._driver is not None:
-                await settle(self._take_back, self._driver)
+            if not keep:
+                await settle(self._take_back)
         except (OSError, WherryError) as exc:
-            log.warning("cannot take the default bridge network down: %s", exc)
+            log.warning("cannot take the networks down: %s", exc)
         finally:
-            await settle(self._firewall.close)
+            await settle(self._wall.close)
 
-    def _take_back(self, driver: BridgeConfig) -> None:
-        with ExitStack() as steps:  # each is tried, whatever becomes of the others; in reverse order
-            steps.callback(bridge.remove, driver)
-            if driver.foreign and self._routed_loopback:
-                steps.callback(bridge.route_loopback, driver.name, enable=False)
-            steps.callback(self._firewall.remove)
-            steps.callback(self._stop_forwarding)
-        self._routed_loopback = False
+    def _take_back(self) -> None:
+        with ExitStack() as steps:
+            steps.callback(self._default.take_back)
+            for record in self._catalog:
+                if not record.predefined and not record.config_only:
+                    steps.callback(self._drivers[record.driver].remove, record)
 
-    def _stop_forwarding(self) -> None:
-        """The last of us switches it off."""
-        if self._state.rows("settings").get(FORWARDING_KEY) != _boot_id():
-            return
-        if not self._firewall.others()[0] and not bridge.docker_present():
-            bridge.set_forwarding(enable=False)
-        self._state.write(Delete("settings", FORWARDING_KEY))
+    # -- networks come and go
+
+    async def create(self, body: CreateNetwork) -> tuple[str, str]:
+        """Make a network; its id and a warning ("" for none).
+
+        Raises InvalidParameter, Forbidden, Conflict (name taken), NotFound (no such driver), NotSupported, Failed.
+        """
+        record = creation.draft(body, self.config.network_options)
+        return await finish(self._create(record))
+
+    async def _create(self, record: NetworkRecord) -> tuple[str, str]:
+        async with self._changing:
+            creation.refuse_taken(record.name, self._catalog)
+            if record.config_from:
+                record = creation.inherit(record, self._origin(record.config_from))
+            if record.config_only:
+                await self._catalog.save(record)
+                self._catalog.remember(record)
+            else:
+                record = await self._complete(record)
+                await self._make(record)
+        self._publish(record, "create")
+        return record.id, ""
+
+    def _origin(self, name: str) -> NetworkRecord:
+        found = self._catalog.named(name)
+        if found is None:
+            raise NotFound(f"configuration network {name} not found")
+        if not found.config_only:
+            raise InvalidParameter(f"network {name} is not a configuration network")
+        return found
+
+    async def _complete(self, record: NetworkRecord) -> NetworkRecord:
+        busy = await settle(bridge.busy_subnets)
+        pools = self._pools if any(base.version == 6 for base, _ in self._pools) else [*self._pools, self._own_pool()]
+        record = creation.fill(record, pools=pools, own=self._catalog.subnets(), busy=busy)
+        self._drivers[record.driver].check(record)
+        return record
+
+    def _own_pool(self) -> tuple[IPNetwork, int]:
+        seed = self._state.rows("settings").get(ULA_KEY)
+        if seed is None:
+            seed = os.urandom(16)
+            self._state.write(Put("settings", ULA_KEY, seed))
+        return ipam.unique_local(seed)
+
+    async def _make(self, record: NetworkRecord) -> None:
+        driver = self._drivers[record.driver]
+        async with AsyncExitStack() as undo:
+            undo.push_async_callback(self._catalog.delete, record)
+            await self._catalog.save(replace(record, pending=True))
+            undo.push_async_callback(settle, driver.remove, record)
+            try:
+                await settle(driver.create, record)
+            except OSError as exc:
+                raise Failed(f"cannot create network {record.name}: {exc.strerror or exc}") from exc
+            if record.driver == BRIDGE:
+                rules = default.rules(record, self._device(record))
+                undo.push_async_callback(settle, self._wall.remove_network, rules.bridge)
+                await settle(self._wall.add_network, rules)
+            await self._catalog.save(record)
+            self._catalog.remember(record)
+            undo.pop_all()
+
+    async def remove(self, name: str) -> str:
+        """Remove a network; its id. Raises NotFound, Forbidden (predefined, or containers are on it), Failed."""
+        record = self._catalog.resolve(name)
+        await finish(self._remove(record))
+        return record.id
+
+    async def _remove(self, record: NetworkRecord) -> None:
+        if record.predefined:
+            raise Forbidden(f"{record.name} is a pre-defined network and cannot be removed")
+        async with self._changing:
+            if self._catalog.get(record.id) is None:
+                raise NotFound(f"network {record.name} not found")
+            self._refuse_used(record)
+            self._catalog.forget(record)  # from now on nobody joins it
+            try:
+                await self._take_down(record)
+            except BaseException:
+                self._catalog.remember(record)
+                raise
+        self._publish(record, "destroy")
+
+    def _refuse_used(self, record: NetworkRecord) -> None:
+        if record.config_only and any(other.config_from == record.name for other in self._catalog):
+            raise Forbidden(f"configuration network {record.name!r} is in use")
+        if self._catalog.uses[record.id]:
+            users = ", ".join(f'name:"{name}" id:"{endpoint[:12]}"' for name, endpoint in self._sandboxes.on(record.id))
+            where = f" ({users})" if users else ""
+            raise Forbidden(f"error while removing network: network {record.name} has active endpoints{where}")
+
+    async def _take_down(self, record: NetworkRecord) -> None:
+        if not record.config_only:
+            await self._catalog.save(replace(record, pending=True))
+            try:
+                await settle(self._drivers[record.driver].remove, record)
+                if record.driver == BRIDGE:
+                    await settle(self._wall.remove_network, self._device(record))
+            except OSError as exc:
+                raise Failed(f"cannot remove network {record.name}: {exc.strerror or exc}") from exc
+        await self._catalog.delete(record)
+
+    async def prune(self, filters: Filters, before: int | None) -> list[str]:
+        """Remove the users' networks that no running container is on; their names.
+
+        `before`: only those made before this moment (ns), which is what filter `until` means.
+        """
+        filters.check(("label", "label!", "until"))
+        removed = []
+        for record in sorted(self._catalog, key=lambda each: each.name):
+            if record.predefined or self._catalog.uses[record.id]:
+                continue
+            if before is not None and record.created >= before:
+                continue
+            if not filters.labels(record.labels) or not filters.without_labels(record.labels):
+                continue
+            try:
+                await finish(self._remove(record))
+            except WherryError as exc:
+                log.warning("network %s is not pruned: %s", record.name, exc)
+                continue
+            removed.append(record.name)
+        self._events.publish(Event(type="network", action="prune", actor="", attributes={"reclaimed": "0"}))
+        return removed
+
+    def _publish(self, record: NetworkRecord, action: str) -> None:
+        self._events.publish(
+            Event(
+                type="network",
+                action=action,
+                actor=record.id,
+                attributes={"name": record.name, "type": record.driver},
+            )
+        )
 
     # -- sandboxes
 
-    def validate(self, request: SandboxRequest) -> None:
-        """What can be refused before anything is done. Raises InvalidParameter, NotFound, Conflict."""
-        mode = self._resolve(request.mode)
-        if request.ip:
-            raise InvalidParameter(
-                f"invalid config for network {mode}: invalid endpoint settings:\n"
-                "user specified IP address is supported on user defined networks only"
-            )
-        if request.mac:
-            ipam.parse_mac(request.mac)
-            if mode == HOST:
-                raise Conflict("conflicting options: mac-address and the network mode")
+    def resolve(self, name: str) -> NetworkRecord:
+        """By name, id or beginning of an id; "" and "default" are the default network. Raises NotFound."""
+        if name in ("", "default"):
+            name = NONE if self._default.device is None else BRIDGE
+        return self._catalog.resolve(name)
 
-    def _resolve(self, mode: str) -> str:
-        """The network's name. Raises NotFound in Docker's words."""
-        if mode in ("", "default"):
-            return NONE if self._driver is None else BRIDGE
-        if mode in (HOST, NONE):
-            return mode
-        return self._find(mode).name
+    def validate(self, request: SandboxRequest) -> None:
+        """What can be refused before anything is done. Raises InvalidParameter, NotFound, Forbidden."""
+        for record, wanted in self._wanted(request):
+            self.check_endpoint(record, wanted)
+
+    def check_endpoint(self, record: NetworkRecord, wanted: EndpointRequest) -> None:
+        """Raises InvalidParameter in Docker's words, Forbidden for a network that takes no containers."""
+        if record.config_only:
+            raise Forbidden(f"configuration network {record.name} cannot be joined by a container")
+        problems = []
+        if wanted.mac:
+            ipam.parse_mac(wanted.mac)
+        plan.parse_sysctls(wanted.options.get(plan.SYSCTLS, ""))
+        for version, text in ((4, wanted.ip), (6, wanted.ip6)):
+            if not text:
+                continue
+            if record.predefined:
+                problems.append("user specified IP address is supported on user defined networks only")
+            elif not any(subnet.asked for subnet in record.subnets if subnet.version == version):
+                problems.append(
+                    "user specified IP address is supported only when connecting to networks with user configured "
+                    "subnets"
+                )
+            elif not any(ipaddress.ip_address(text) in pool.subnet for pool in self._catalog.pools(record.id, version)):
+                problems.append(f"no configured subnet contains IP address {text}")
+        if problems:
+            raise InvalidParameter(
+                f"invalid config for network {record.name}: invalid endpoint settings:\n" + "\n".join(problems)
+            )
+
+    def _wanted(self, request: SandboxRequest) -> list[tuple[NetworkRecord, EndpointRequest]]:
+        """Each network once, in the order of the interfaces."""
+        found: dict[str, tuple[NetworkRecord, EndpointRequest]] = {}
+        for each in request.endpoints or [EndpointRequest(network=request.mode, names=_names(request))]:
+            record = self.resolve(each.network)
+            found.setdefault(record.id, (record, each))
+        return list(found.values())
 
     async def connect(self, container_id: str, request: SandboxRequest) -> Sandbox:
         """A container's network stack: a new namespace with its interfaces, addresses and published ports.
@@ -284,208 +387,91 @@ class Networks:
         Failed where Docker answers 500 (address or port taken); then nothing is held.
         """
         self.validate(request)
-        await self.release(container_id)
-        mode = self._resolve(request.mode)
-        if mode == BRIDGE:
-            return await self._connect_bridge(container_id, request)
-        endpoint = self._endpoint(mode)
-        if mode == HOST:
-            return Sandbox(netns=None, endpoints=(endpoint,))
-        made: list[int] = []
-        async with AsyncExitStack() as undo:
-            undo.callback(_close, made)
-            await settle(lambda: made.append(bridge.empty_netns()))
-            undo.pop_all()
-        return Sandbox(netns=made[0], endpoints=(endpoint,))
-
-    def _endpoint(self, network: str) -> Endpoint:
-        """An attachment without an address."""
-        network_id = self._records[network].id if network in self._records else ""
-        return Endpoint(
-            network=network, network_id=network_id, endpoint_id=generate(), mac="", ip="", prefix=0, gateway=""
-        )
-
-    async def _connect_bridge(self, container_id: str, request: SandboxRequest) -> Sandbox:
-        driver, pool = self._driver, self._pool
-        if driver is None or pool is None:
-            raise NotFound(f"network {BRIDGE} not found")
-        made: list[int] = []
-        async with AsyncExitStack() as undo:
-            address = pool.allocate()
-            undo.callback(pool.release, address)
-            endpoint = replace(
-                self._endpoint(BRIDGE),
-                mac=ipam.parse_mac(request.mac) if request.mac else ipam.mac_of(address),
-                ip=str(address),
-                prefix=pool.subnet.prefixlen,
-                gateway=str(pool.gateway.ip),
-            )
-            held: list[Held] = []
-            undo.callback(self._ports.release, held)
-            self._acquire(request, endpoint, held)
-            ports = tuple(one.port for one in held)
-            row = Row(endpoint=endpoint, veth=f"veth{endpoint.endpoint_id[:7]}", ports=ports)
-            undo.callback(_close, made)
-            undo.push_async_callback(settle, self._undo, container_id, row)
-            try:
-                await settle(self._effect, driver, container_id, row, made)
-            except OSError as exc:
-                raise Failed(f"{_SETUP}: {exc.strerror or exc}") from exc
-            relays = [_relay(one, endpoint.ip) for one in held if one.relayed]
-            for relay in relays:
-                undo.push_async_callback(relay.close)
-                await relay.open()
-            self._holdings[container_id] = _Holding(row=row, held=held, relays=relays)
-            undo.pop_all()
-        return Sandbox(netns=made[0], endpoints=(endpoint,), ports=ports)
-
-    def _acquire(self, request: SandboxRequest, endpoint: Endpoint, held: list[Held]) -> None:
-        """Bind all requested ports, adding to `held` as they come. Microseconds each."""
-        for wanted in request.ports:
-            try:
-                held.extend(self._ports.acquire(wanted, endpoint.ip))
-            except PortTaken as exc:
-                raise Failed(
-                    f"{_SETUP}: driver failed programming external connectivity on endpoint "
-                    f"{request.name} ({endpoint.endpoint_id}): {exc}"
-                ) from exc
-
-    def _effect(self, driver: BridgeConfig, container_id: str, row: Row, made: list[int]) -> None:
-        """Row, namespace, firewall; blocking. Whatever part of it was done, `_undo` and closing `made` takes back."""
-        self._state.write(Put("endpoints", container_id, msgspec.json.encode(row)))
-        endpoint = row.endpoint
-        attachment = Attachment(
-            veth=row.veth,
-            mac=endpoint.mac,
-            interface=ipaddress.IPv4Interface(f"{endpoint.ip}/{endpoint.prefix}"),
-            gateway=ipaddress.IPv4Address(endpoint.gateway),
-        )
-        bridge.attach(driver, attachment, made.append)
-        self._firewall.publish(_elements(row))
-        self._forget_flows(row, ended=False)
-
-    def _forget_flows(self, row: Row, *, ended: bool) -> None:
-        """UDP flows to these ports, or to a container that has ended, would go on as before while packets come."""
-        udp = PROTOCOLS["udp"]
-        ports = {port.host_port for port in row.ports if port.protocol == "udp"}
-        try:
-            if ports and ended:
-                self._firewall.forget_answers(udp, row.endpoint.ip)
-            elif ports:
-                self._firewall.forget_port_flows(udp, ports)
-        except OSError as exc:
-            log.debug("UDP flows cannot be forgotten: %s", exc.strerror)
-
-    def _undo(self, container_id: str, row: Row) -> None:
-        """Firewall and row; idempotent, and never raises: what cannot be taken back is dropped at the next start."""
-        try:
-            self._firewall.withdraw(_elements(row))
-            self._forget_flows(row, ended=True)
-        except (OSError, WherryError) as exc:
-            log.warning("container %s: its published ports cannot be withdrawn: %s", short(container_id), exc)
-        try:
-            self._state.write(Delete("endpoints", container_id))
-        except WherryError as exc:
-            log.warning("container %s: its endpoint cannot be forgotten: %s", short(container_id), exc)
+        await self._sandboxes.release(container_id)
+        wanted = self._wanted(request)
+        first = wanted[0][0]
+        if first.driver == HOST:
+            return Sandbox(netns=None, endpoints=(_bare(first),))
+        if first.driver == NULL:
+            namespace = await settle(namespaces.empty)
+            namespace.netlink.close()
+            return Sandbox(netns=namespace.fd, endpoints=(_bare(first),))
+        return await self._sandboxes.connect(container_id, wanted, request)
 
     async def release(self, container_id: str) -> None:
-        """Give back address, ports and firewall entries of a container that has ended. Idempotent.
+        """Give back what a container held that has ended. Idempotent. Its interfaces go with its namespace."""
+        await self._sandboxes.release(container_id)
 
-        Its interfaces go with its namespace: who holds the fd closes it.
+    async def join(
+        self, container_id: str, wanted: EndpointRequest, netns_path: str
+    ) -> tuple[Endpoint, tuple[Port, ...]]:
+        """Attach a running container to one more network; its endpoint there, and all ports published then.
+
+        Raises NotFound, InvalidParameter, Forbidden (it is on it already), Failed; then nothing is changed.
         """
-        holding = self._holdings.pop(container_id, None)
-        if holding is None:
-            return
-        try:
-            for relay in holding.relays:
-                await relay.close()
-            await settle(self._undo, container_id, holding.row)
-        finally:
-            self._ports.release(holding.held)
-            if self._pool is not None:
-                self._pool.release(ipaddress.IPv4Address(holding.row.endpoint.ip))
+        record = self.resolve(wanted.network)
+        self.check_endpoint(record, wanted)
+        return await self._sandboxes.join(container_id, record, wanted, netns_path)
+
+    async def leave(self, container_id: str, network: str, netns_path: str) -> tuple[Port, ...]:
+        """Detach a running container; the ports published then. Raises NotFound, Failed."""
+        return await self._sandboxes.leave(container_id, self.resolve(network), netns_path)
+
+    async def change_ports(
+        self, container_id: str, add: Sequence[PortRequest], remove: Sequence[Port]
+    ) -> tuple[Port, ...]:
+        """Publish and withdraw ports of a running container, all or nothing; what is published then.
+
+        Raises Failed (a port is taken), NotFound (one that is not published), Conflict (no network leads out).
+        """
+        return await self._sandboxes.change_ports(container_id, add, remove)
+
+    async def rename_container(self, container_id: str, old: str, new: str) -> None:
+        await self._sandboxes.rename(container_id, old, new)
+
+    @asynccontextmanager
+    async def namespace_of(
+        self, container_id: str, netns_path: str
+    ) -> AsyncIterator[tuple[Namespace, Sequence[plan.Attachment]]]:
+        """A running container's namespace, and its attachments."""
+        attachments = self._sandboxes.attachments(container_id)
+        async with namespaces.inside(netns_path) as namespace:
+            yield namespace, attachments
 
     # -- documents
 
     @property
     def bridge_gateway(self) -> str:
         """The host as containers on the default bridge see it (`host-gateway`); "" without a bridge."""
-        return str(self._pool.gateway.ip) if self._pool is not None else ""
+        record = self._catalog.named(BRIDGE)
+        return record.subnets[0].gateway if record is not None and record.subnets else ""
 
-    def _visible(self) -> Iterable[NetworkRecord]:
-        return (record for name, record in self._records.items() if name != BRIDGE or self._driver is not None)
+    def inspect(self, name: str, containers: Attached) -> dict[str, object]:
+        """Docker's document of one network."""
+        return documents.network(self._catalog.resolve(name), containers)
 
-    def _find(self, name_or_id: str) -> NetworkRecord:
-        """By name, id or unambiguous beginning of an id. Raises NotFound, InvalidParameter in Docker's words."""
-        records = list(self._visible())
-        for record in records:
-            if name_or_id in (record.name, record.id):
-                return record
-        matches = [record for record in records if record.id.startswith(name_or_id)] if is_prefix(name_or_id) else []
-        if len(matches) > 1:
-            raise InvalidParameter(f"network {name_or_id} is ambiguous ({len(matches)} matches found on ID prefix)")
-        if not matches:
-            raise NotFound(f"network {name_or_id} not found")
-        return matches[0]
-
-    def _document(
-        self, record: NetworkRecord, containers: Mapping[str, tuple[str, Sequence[Endpoint]]]
-    ) -> dict[str, object]:
-        pool = self._pool if record.name == BRIDGE else None
-        return documents.network(
-            record,
-            subnet=str(pool.subnet) if pool else "",
-            gateway=str(pool.gateway.ip) if pool else "",
-            containers=containers,
-        )
-
-    def inspect(self, name_or_id: str, containers: Mapping[str, tuple[str, Sequence[Endpoint]]]) -> dict[str, object]:
-        """Docker's document of one network; `containers`: id to name and endpoints, of those that run."""
-        return self._document(self._find(name_or_id), containers)
+    def records(self) -> list[NetworkRecord]:
+        """All networks, by name."""
+        return sorted(self._catalog, key=lambda record: record.name)
 
     def list(self) -> list[dict[str, object]]:
         """Docker's documents of all networks, by name, without their containers."""
-        return [self._document(record, {}) for record in sorted(self._visible(), key=lambda record: record.name)]
+        return [documents.network(record, {}) for record in self.records()]
 
 
-def _check(config: NetworkConfig) -> None:
-    if config.instance and (not _INSTANCE.match(config.instance) or len(config.instance) > INSTANCE_LIMIT):
-        raise InvalidParameter(
-            f"invalid instance tag {config.instance!r}: at most {INSTANCE_LIMIT} lower-case letters and digits"
-        )
-    if config.bridge != NONE and len(config.bridge.encode()) > bridge.NAME_LIMIT:
-        raise InvalidParameter(f"invalid bridge name {config.bridge!r}: longer than {bridge.NAME_LIMIT} bytes")
-    if config.bridge and config.bip:
-        raise InvalidParameter("You specified -b & --bip, mutually exclusive options. Please specify only one")
-    if not 68 <= config.mtu <= 65535:
-        raise InvalidParameter(f"invalid MTU {config.mtu}: not between 68 and 65535")
-    try:
-        ipaddress.IPv4Address(config.default_bind)
-    except ValueError as exc:
-        raise InvalidParameter(f"invalid default address for published ports (--ip): {config.default_bind!r}") from exc
+def _names(request: SandboxRequest) -> Sequence[str]:
+    return (request.name,) if request.name else ()
 
 
-def _driver(config: NetworkConfig) -> BridgeConfig | None:
-    if config.bridge == NONE:
-        return None
-    own = f"wh-{config.instance}" if config.instance else "wherry0"
-    name = config.bridge or own
-    return BridgeConfig(name=name, foreign=name != own, mtu=config.mtu, icc=config.icc)
-
-
-def _elements(row: Row) -> list[Element]:
-    return [published_element(port, row.endpoint.ip) for port in row.ports if ":" not in port.host_ip]
-
-
-def _boot_id() -> bytes:
-    return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
-
-
-def _relay(held: Held, target: str) -> Relay:
-    assert held.socket is not None
-    return Relay(held.socket, target, held.port.container_port)
-
-
-def _close(fds: list[int]) -> None:
-    while fds:
-        os.close(fds.pop())
+def _bare(record: NetworkRecord) -> Endpoint:
+    """An attachment without an address: host, none."""
+    return Endpoint(
+        network=record.name,
+        network_id=record.id,
+        endpoint_id=generate(),
+        mac="",
+        ip="",
+        prefix=0,
+        gateway="",
+        driver=record.driver,
+    )

@@ -14,11 +14,13 @@ from netkit import HOST, NEIGHBOUR, World, ask_tcp, ask_udp, eventually, greeter
 
 from harness.descriptors import descriptors
 from wherry.errors import Failed, InvalidParameter, NotFound, NotSupported
+from wherry.events import Events
 from wherry.ids import ContainerID, generate
 from wherry.kernel import netlink, nftables
 from wherry.kernel.netns import in_netns
+from wherry.network.endpoint import EndpointRequest
 from wherry.network.firewall import WALKS
-from wherry.network.networks import NetworkConfig, Networks, Sandbox, SandboxRequest
+from wherry.network.networks import NetworkConfig, Networks, Running, Sandbox, SandboxRequest
 from wherry.network.ports import PortRequest, parse_ports
 from wherry.spec.engine import PortBinding
 from wherry.state import State
@@ -65,7 +67,7 @@ class Host:
 
 @contextlib.asynccontextmanager
 async def hosting(config: NetworkConfig | None = None, state: State | None = None) -> AsyncIterator[Host]:
-    networks = Networks(config or NetworkConfig(), state or State(None))
+    networks = Networks(config or NetworkConfig(), state or State(None), Events())
     await networks.start({})
     host = Host(networks)
     try:
@@ -86,6 +88,14 @@ async def call(func: object, *args: object, **kwargs: object) -> str:
     result = await asyncio.to_thread(func, *args, **kwargs)  # type: ignore[arg-type]
     assert isinstance(result, str)
     return result
+
+
+def asking(network: str = "bridge", **wanted: str) -> SandboxRequest:
+    return SandboxRequest(endpoints=[EndpointRequest(network=network, **wanted)])  # type: ignore[arg-type]
+
+
+def here(sandbox: Sandbox) -> Running:
+    return Running(netns_path=f"/proc/self/fd/{sandbox.netns}")
 
 
 def address(sandbox: Sandbox) -> str:
@@ -397,9 +407,9 @@ async def test_none_has_loopback_only_and_host_has_no_namespace(host: Host) -> N
 
 async def test_what_the_default_bridge_cannot_do_is_refused(host: Host) -> None:
     for request, kind, words in [
-        (SandboxRequest(ip="172.17.0.9"), InvalidParameter, "user specified IP address is supported on user defined"),
-        (SandboxRequest(mac="01:00:5e:00:00:01"), InvalidParameter, "invalid MAC address"),
-        (SandboxRequest(mac="nonsense"), InvalidParameter, "invalid MAC address"),
+        (asking(ip="172.17.0.9"), InvalidParameter, "user specified IP address is supported on user defined"),
+        (asking(mac="01:00:5e:00:00:01"), InvalidParameter, "invalid MAC address"),
+        (asking(mac="nonsense"), InvalidParameter, "invalid MAC address"),
         (SandboxRequest(mode="backend"), NotFound, "network backend not found"),
     ]:
         with pytest.raises(kind, match=words):
@@ -408,7 +418,7 @@ async def test_what_the_default_bridge_cannot_do_is_refused(host: Host) -> None:
 
 
 async def test_a_mac_address_can_be_asked_for(host: Host) -> None:
-    sandbox = await host.networks.connect(new_id(), SandboxRequest(mac="02:00:00:AA:bb:cc"))
+    sandbox = await host.networks.connect(new_id(), asking(mac="02:00:00:AA:bb:cc"))
     assert sandbox.netns is not None
     host.fds.append(sandbox.netns)
     assert sandbox.endpoints[0].mac == "02:00:00:aa:bb:cc"
@@ -534,8 +544,8 @@ async def test_a_restarted_daemon_takes_over_what_runs_and_drops_the_rest(world:
         with greeter(sandbox.netns, 80):  # nobody needs the daemon for this
             assert await call(ask_tcp, HOST, 8080, fd=world.outside) == NEIGHBOUR
 
-        again = Networks(NetworkConfig(), state)
-        await again.start({kept: sandbox.ports})
+        again = Networks(NetworkConfig(), state, Events())
+        await again.start({kept: here(sandbox)})
         try:
             assert set(state.rows("endpoints")) == {kept}
             assert "9090" not in published()
@@ -565,7 +575,7 @@ async def test_a_port_taken_while_the_daemon_was_away_still_reaches_the_containe
         await host.networks.stop(keep=True)
         with make_socket(None) as program:
             program.bind(("0.0.0.0", 8080))
-            await host.networks.start({container: sandbox.ports})
+            await host.networks.start({container: here(sandbox)})
             assert "address already in use" in caplog.text
             with greeter(sandbox.netns, 80):
                 assert await call(ask_tcp, "127.0.0.1", 8080) == "172.17.0.1"
@@ -577,7 +587,7 @@ async def test_a_deleted_bridge_is_made_again_with_its_containers(world: World) 
     async with hosting(state=state) as host:
         sandbox = await host.run("8080:80", container_id=container)
         with break_bridge(None):
-            await host.networks.start({container: sandbox.ports})
+            await host.networks.start({container: here(sandbox)})
         with greeter(sandbox.netns, 80), greeter(world.outside, 80):
             assert await call(ask_tcp, HOST, 8080, fd=world.outside) == NEIGHBOUR
             assert await call(ask_tcp, NEIGHBOUR, 80, fd=sandbox.netns) == HOST
@@ -589,8 +599,8 @@ async def test_a_changed_bip_leaves_running_containers_their_network(world: Worl
     async with hosting(NetworkConfig(bip="172.31.0.1/24"), state) as host:
         old = await host.run("8080:80", container_id=container)
         await host.networks.stop(keep=True)
-        again = Host(Networks(NetworkConfig(bip="172.31.9.1/24"), state))
-        await again.networks.start({container: old.ports})
+        again = Host(Networks(NetworkConfig(bip="172.31.9.1/24"), state, Events()))
+        await again.networks.start({container: here(old)})
         new = await again.run("9090:80")
         assert address(new) == "172.31.9.2"
         with greeter(old.netns, 80), greeter(new.netns, 80), greeter(world.outside, 80):
@@ -640,7 +650,7 @@ async def test_the_host_becomes_no_router_for_others(world: World) -> None:
 
 
 async def start_daemon(instance: str) -> Host:
-    host = Host(Networks(NetworkConfig(instance=instance), State(None)))
+    host = Host(Networks(NetworkConfig(instance=instance), State(None), Events()))
     await host.networks.start({})
     return host
 
@@ -725,7 +735,7 @@ async def test_a_subnet_that_the_host_uses_is_passed_over(world: World) -> None:
 
 async def test_bip_numbers_the_bridge_and_a_changed_one_renumbers_it(world: World) -> None:
     state = State(None)
-    first = Networks(NetworkConfig(bip="172.31.0.1/24"), state)
+    first = Networks(NetworkConfig(bip="172.31.0.1/24"), state, Events())
     await first.start({})
     assert first.bridge_gateway == "172.31.0.1"
     await first.stop(keep=True)

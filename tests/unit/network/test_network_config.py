@@ -1,8 +1,10 @@
 import pytest
 
 from wherry.errors import InvalidParameter
-from wherry.network.documents import NetworkRecord, network, rfc3339
+from wherry.events import Events
+from wherry.network.documents import network, rfc3339
 from wherry.network.networks import NetworkConfig, Networks
+from wherry.network.records import NetworkRecord
 from wherry.state import State
 
 
@@ -15,13 +17,13 @@ from wherry.state import State
         (NetworkConfig(bridge="br0", bip="172.31.0.1/24"), "mutually exclusive"),
         (NetworkConfig(bip="172.31.0.0/24"), "--bip"),
         (NetworkConfig(mtu=20), "invalid MTU 20"),
-        (NetworkConfig(default_bind="::"), "--ip"),
+        (NetworkConfig(default_bind="nowhere"), "--ip"),
         (NetworkConfig(address_pools=[("10.0.0.0/8", 4)]), "invalid default address pool"),
     ],
 )
 def test_wrong_flags_are_refused_before_anything_is_touched(config: NetworkConfig, words: str) -> None:
     with pytest.raises(InvalidParameter, match=words):
-        Networks(config, State(None))
+        Networks(config, State(None), Events())
 
 
 def test_times_are_written_as_go_writes_them() -> None:
@@ -31,7 +33,7 @@ def test_times_are_written_as_go_writes_them() -> None:
 
 def test_a_network_without_a_subnet_has_no_address_configuration() -> None:
     record = NetworkRecord(id="a" * 64, name="host", driver="host", created=0)
-    document = network(record, subnet="", gateway="", containers={})
+    document = network(record, {})
     assert document["IPAM"] == {"Driver": "default", "Options": None, "Config": None}
     assert document["Containers"] == {}
     assert document["Scope"] == "local"

@@ -6,7 +6,7 @@ Order: half-made and half-removed containers go; each running one is adopted, it
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from wherry.aio import settle
 from wherry.containers.deps import Deps
@@ -17,6 +17,7 @@ from wherry.containers.making.volumes import users_of
 from wherry.containers.record import Container, Status
 from wherry.errors import WherryError
 from wherry.ids import ContainerID
+from wherry.network.networks import Running
 from wherry.runtime.shim_client import Exit, Shim
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ async def recover(deps: Deps) -> None:
     outcomes = {container.id: await _adopt(deps, container) for container in whole}
     await _drop_strays(deps)
     await deps.volumes.recover(users_of([each for each in whole if isinstance(outcomes[each.id], Shim)]))
-    await deps.networks.start({each.id: each.ports for each in whole if isinstance(outcomes[each.id], Shim)})
+    await deps.networks.start(_running(outcomes))
     for container in whole:
         async with deps.locks(container.id):
             try:
@@ -41,6 +42,12 @@ async def recover(deps: Deps) -> None:
     for container in whole:
         async with deps.locks(container.id):
             await _bring_up(deps, container)
+
+
+def _running(outcomes: Mapping[ContainerID, Shim | Exit | None]) -> dict[ContainerID, Running]:
+    return {
+        key: Running(netns_path=outcome.netns_path) for key, outcome in outcomes.items() if isinstance(outcome, Shim)
+    }
 
 
 async def _finish_half_done(deps: Deps) -> None:
