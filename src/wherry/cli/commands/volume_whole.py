@@ -216,7 +216,7 @@ COMMANDS = {
         ),
     ),
     "snapshot": Command(
-        "create [OPTIONS] VOLUME[@NAME]\nsnapshot ls [OPTIONS] VOLUME\nsnapshot rm VOLUME@NAME [VOLUME@NAME...]",
+        "create [OPTIONS] VOLUME[@NAME]\nls [OPTIONS] VOLUME\nrm VOLUME@NAME [VOLUME@NAME...]",
         snapshot,
         flags=(
             Flag("pause", "p", BOOL, PAUSE, default=True),
