@@ -41,9 +41,6 @@ def add(router: Router) -> None:
     router.add("POST", "/volumes/create", create)
     router.add("POST", "/volumes/prune", prune)
     router.add("POST", "/volumes/pull", pull)
-    router.add("GET", "/volumes/{name}", inspect)
-    router.add("DELETE", "/volumes/{name}", remove)
-    router.add("PUT", "/volumes/{name}", update)
     router.add("POST", "/volumes/{name}/rename", rename)
     router.add("POST", "/volumes/{name}/clone", clone)
     router.add("GET", "/volumes/{name}/snapshots", snapshots)
@@ -53,6 +50,9 @@ def add(router: Router) -> None:
     router.add("GET", "/volumes/{name}/export", export)
     router.add("POST", "/volumes/{name}/import", import_)
     router.add("POST", "/volumes/{name}/push", push)
+    router.add("GET", "/volumes/{name}", inspect)
+    router.add("DELETE", "/volumes/{name}", remove)
+    router.add("PUT", "/volumes/{name}", update)
 
 
 async def list_(call: Call) -> web.StreamResponse:
