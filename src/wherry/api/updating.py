@@ -18,5 +18,5 @@ async def update(call: Call) -> web.StreamResponse:
     body = decode(UpdateContainer, await call.json())
     if not call.speaks(1, 40):
         body = replace(body, pids_limit=None)
-    warnings = await finish(updates.update(call.services.containers, call["name"], body))
+    warnings = await finish(updates.update(call.services.containers, call["name"], body, caller=call.caller()))
     return call.reply({"Warnings": warnings or None})

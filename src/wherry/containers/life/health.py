@@ -105,7 +105,7 @@ async def _probe(deps: Deps, container: Container) -> Probe:
     output = captured.output.decode("utf-8", "replace") + (_CUT if captured.cut else "")
     code = captured.code
     if captured.timed_out:
-        code, output = -1, f"Health check exceeded timeout ({_duration(timeout)})" + (f": {output}" if output else "")
+        code, output = -1, f"Health check exceeded timeout ({duration(timeout)})" + (f": {output}" if output else "")
     return Probe(start=start, end=time.time_ns(), exit_code=code, output=output)
 
 
@@ -147,7 +147,7 @@ def judge(container: Container, before: Health, probe: Probe) -> Health:
     return Health(status=status, failing_streak=streak, log=recent)
 
 
-def _duration(ns: int) -> str:
+def duration(ns: int) -> str:
     """As Go writes it: 1m30s, 200ms."""
     if ns < _SECOND:
         return f"{ns / 10**6:g}ms"

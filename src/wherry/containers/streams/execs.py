@@ -138,23 +138,18 @@ async def _capture(streams: Streams, exited: Awaitable[int], limit: int, timeout
     timed_out = False
     try:
         async with asyncio.timeout(timeout):
-            while head := await _read_head(reader):
-                for start in range(0, head, CHUNK):
-                    data = await reader.readexactly(min(CHUNK, head - start))
+            while True:
+                _, length = unframe(await reader.readexactly(HEADER))
+                for start in range(0, length, CHUNK):
+                    data = await reader.readexactly(min(CHUNK, length - start))
                     output += data[: limit + 1 - len(output)]
+    except (asyncio.IncompleteReadError, ConnectionError):
+        pass  # it has ended
     except TimeoutError:
         timed_out = True
         writer.close()  # what still runs is killed
     code = await asyncio.shield(exited)
     return Captured(code=code, output=bytes(output[:limit]), cut=len(output) > limit, timed_out=timed_out)
-
-
-async def _read_head(reader: asyncio.StreamReader) -> int:
-    """The length of the next frame; 0 at the end."""
-    try:
-        return unframe(await reader.readexactly(HEADER))[1]
-    except (asyncio.IncompleteReadError, ConnectionError):
-        return 0
 
 
 async def inspect(deps: Deps, exec_id: str) -> Document:
