@@ -68,7 +68,7 @@ class Before:
     def __init__(self, box: Box) -> None:
         self._box = box
         self._mounts, self._links, self._rules = box.mounts(), box.links(), box.rules()
-        self._commands = set(box.processes().values())  # of another daemon in the same box; it may have been restarted
+        self._commands = set(map(_unnumbered, box.processes().values()))  # of another daemon in the same box
         self._outside = host_state()
 
     def leaks(self, engine: Engine, containers: Iterable[str]) -> list[str]:
@@ -76,7 +76,11 @@ class Before:
         return settle(lambda: self._look(engine, containers))
 
     def _look(self, engine: Engine, containers: Iterable[str]) -> list[str]:
-        found = [f"process {pid}: {name}" for pid, name in self._box.processes().items() if name not in self._commands]
+        found = [
+            f"process {pid}: {name}"
+            for pid, name in self._box.processes().items()
+            if _unnumbered(name) not in self._commands
+        ]
         found += [f"cgroup {path}" for path in cgroups_of(containers)]
         found += [f"mount outside the box: {mount}" for mount in host_state() if mount not in self._outside]
         if engine.is_dockerd:  # it keeps its bridge, its rules and its network namespace directory, by design
@@ -92,6 +96,11 @@ class Before:
             paths = (engine.data_root / folder).glob("*")
             found += [f"file {path}" for path in paths if not path.name.startswith("partial-")]  # kept for a day
         return found
+
+
+def _unnumbered(command: str) -> str:
+    """A daemon that was restarted has a zygote with the same words and other numbers (a descriptor, a process)."""
+    return command.rstrip(" 0123456789")
 
 
 def host_state() -> list[str]:
