@@ -124,9 +124,9 @@ class _Held:
             running=container.running,
             publish_all=host.publish_all_ports,
         )
-        exact = [(key, index) for key, each in bindings.items() for index in range(len(each))]
-        for key, index in sorted(exact, key=lambda at: not bindings[at[0]][at[1]].host_port.isdigit()):
-            found._claim(key, index)
+        places = [(key, index) for key, each in bindings.items() for index in range(len(each))]
+        for key, index in sorted(places, key=lambda place: len(_host_ports(bindings[place[0]][place[1]]))):
+            found._claim(key, index)  # the choosiest first
         return found
 
     def _claim(self, key: str, index: int) -> None:
@@ -193,9 +193,14 @@ def _key(text: str) -> str:
     return f"{number}/{protocol}"
 
 
-def _may_be(binding: PortBinding, port: Port) -> bool:
+def _host_ports(binding: PortBinding) -> range:
+    """Those it may have got."""
     first, dash, last = binding.host_port.partition("-")
-    if first not in ("", "0") and not int(first) <= port.host_port <= int(last if dash else first):
+    return range(int(first), int(last if dash else first) + 1) if first not in ("", "0") else range(65536)
+
+
+def _may_be(binding: PortBinding, port: Port) -> bool:
+    if port.host_port not in _host_ports(binding):
         return False
     if not binding.host_ip:
         return True
