@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import fcntl
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from typing import BinaryIO, TypeVar
 
 from wherry.aio import finish, settle
@@ -78,7 +78,7 @@ async def _writable(fd: int) -> None:
         loop.remove_writer(fd)
 
 
-async def produce(write: Callable[[Callable[[bytes], object]], None]) -> AsyncIterator[bytes]:
+async def produce(write: Callable[[Callable[[bytes], object]], None]) -> AsyncGenerator[bytes, None]:
     """Run the blocking `write(out)` in a thread and give what it puts out, as fast as it is taken.
 
     What `write` raises is raised after what it put out before. When the iterator is given up, `write` gets a

@@ -8,9 +8,10 @@ import os
 import posixpath
 import stat
 from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import aclosing
 
 from wherry.aio import settle
-from wherry.containers.content.rootfs import Place, absolute, lookup, open_parent, open_place, target_of
+from wherry.containers.content.rootfs import Place, absolute, lookup, open_parent, open_place, reachable, target_of
 from wherry.containers.deps import Deps
 from wherry.containers.record import Container
 from wherry.containers.views.shapes import Document, rfc3339_nano
@@ -45,7 +46,8 @@ _GO_FLAGS = {stat.S_ISUID: 1 << 23, stat.S_ISGID: 1 << 22, stat.S_ISVTX: 1 << 20
 async def stat_path(deps: Deps, name: str, path: str) -> Document:
     """What `X-Docker-Container-Path-Stat` carries. Raises NotFound for the container and for the path."""
     container = deps.store.resolve(name)
-    return await settle(_stat, deps, container, name, _given(path))
+    async with reachable(deps, container, _given(path)):
+        return await settle(_stat, deps, container, name, path)
 
 
 async def get(deps: Deps, name: str, path: str) -> tuple[Document, AsyncIterator[bytes]]:
@@ -54,9 +56,19 @@ async def get(deps: Deps, name: str, path: str) -> tuple[Document, AsyncIterator
     Raises as `stat_path`. What goes wrong later is raised by the iterator.
     """
     container = deps.store.resolve(name)
-    document = await settle(_stat, deps, container, name, _given(path))
+    async with reachable(deps, container, _given(path)):
+        document = await settle(_stat, deps, container, name, path)
     deps.publish(container, "archive-path")
-    return document, produce(lambda out: _pack(deps, container, name, path, out))
+
+    async def packed() -> AsyncIterator[bytes]:
+        async with (
+            reachable(deps, container, path),
+            aclosing(produce(lambda out: _pack(deps, container, name, path, out))) as chunks,
+        ):
+            async for chunk in chunks:
+                yield chunk
+
+    return document, packed()
 
 
 async def put(
@@ -85,7 +97,10 @@ async def put(
     if container.running:
         await consume(chunks, lambda file: unpack(file.read))
     else:
-        async with deps.locks(container.id):  # nobody may start it: its layers are mounted once at a time
+        async with (
+            deps.locks(container.id),  # nobody may start it: its layers are mounted once at a time
+            reachable(deps, container, path),
+        ):
             await consume(chunks, lambda file: unpack(file.read))
     deps.publish(container, "extract-to-dir")
 

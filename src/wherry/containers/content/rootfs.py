@@ -10,8 +10,8 @@ import errno
 import os
 import posixpath
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
 from wherry.containers.deps import Deps
@@ -60,6 +60,17 @@ def open_place(deps: Deps, container: Container, path: str, *, write: bool = Fal
         yield place
     finally:
         os.close(root)
+
+
+@asynccontextmanager
+async def reachable(deps: Deps, container: Container, path: str) -> AsyncIterator[None]:
+    """Of a container that does not run, the volume that `path` lies in is mounted, as for one that does."""
+    point = _mount_of(container, absolute(path))
+    if container.running or point is None or point.type != "volume":
+        yield
+        return
+    async with deps.volumes.borrow(point.name):
+        yield
 
 
 def absolute(path: str) -> str:
