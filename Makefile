@@ -5,7 +5,7 @@ VENV := .venv/bin
 # Kernel and compat tests, the demo and the benchmark make namespaces and mounts: as another user than root, by sudo.
 ROOT := $(if $(filter 0,$(shell id -u)),,sudo -E)
 
-.PHONY: help install install-test demo check format test proto bench bench-images bench-registry bench-build clean
+.PHONY: help install install-test demo check format test proto bench bench-images bench-registry bench-build bench-network clean
 
 help:
 	@echo 'make demo              set the machine up, start a daemon, run a container, show every step, clean up'
@@ -18,6 +18,7 @@ help:
 	@echo 'make bench-images      pull, push, load and save of a large image, likewise'
 	@echo 'make bench-registry    our registry against docker-registry'
 	@echo 'make bench-build       building, against dockerd with BuildKit'
+	@echo 'make bench-network     throughput, latency, connections and names, against dockerd and a bare wire'
 	@echo 'make install           system packages, .venv and the launcher .venv/bin/wherry'
 	@echo 'make clean             remove what the above made in this folder'
 
@@ -69,6 +70,10 @@ bench-registry:
 bench-build:
 	@scripts/install bench
 	$(ROOT) $(VENV)/python bench/build.py $(BENCH)
+
+bench-network:
+	@scripts/install bench
+	$(ROOT) $(VENV)/python bench/network.py $(BENCH)
 
 clean:
 	$(ROOT) rm -rf .venv .tools .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist
