@@ -77,8 +77,9 @@ async def test_mount_points_become_mounts(world: LifeWorld) -> None:
     assert (found["/v"]["source"], "rw" in found["/v"]["options"]) == ("/v/_data", False)
     assert {"rbind", "private"} <= set(found["/b"]["options"])
     assert "ro" in found["/shallow"]["options"]
-    assert "bind" in found["/flat"]["options"]
-    assert "rbind" not in found["/flat"]["options"]
+    assert found["/flat"]["source"] == f"/run/{container.id}/part0"
+    (part,) = shim_spec(world.deps, container).parts
+    assert (part.recursive, part.mounts[0].source) == (False, "/src")
     assert (found["/t"]["type"], {"size=1m", "ro"} <= set(found["/t"]["options"])) == ("tmpfs", True)
 
 

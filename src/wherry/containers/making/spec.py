@@ -1,20 +1,25 @@
 """From a container's record to what the runtime room is asked for: mounts, namespaces to join, log, runtime."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+
+from wherry.containers.attached import joined, on_host
 from wherry.containers.deps import Deps
-from wherry.containers.making import sources
+from wherry.containers.making import links, sources
 from wherry.containers.making.config import log_limits
 from wherry.containers.making.files import NAMES
-from wherry.containers.making.sandbox import joined
 from wherry.containers.record import Container, MountPoint
 from wherry.digest import ChainID
 from wherry.errors import Conflict, Failed, InvalidParameter
 from wherry.kernel import cgroup
-from wherry.kernel.mount import Mount
+from wherry.kernel.mount import ATTR_RDONLY, Mount
 from wherry.runtime import devices, resources, security
 from wherry.runtime.shim_client import LogSpec, Part, RuntimeSpec, Shim, ShimSpec
 from wherry.runtime.spec import SANDBOX, SpecInput, SpecMount, bind_options, build, can_be_deep, tmpfs_options
+from wherry.spec.engine import ContainerConfig
 
 
 def check_security(deps: Deps, container: Container) -> list[str]:
@@ -57,7 +62,7 @@ def shim_spec(deps: Deps, container: Container) -> ShimSpec:
         SpecInput(
             id=container.id,
             args=[container.path, *container.args],
-            config=config,
+            config=_with_links(deps, container),
             host_config=host,
             mounts=mounts,
             netns=_network_namespace(deps, container),
@@ -115,10 +120,17 @@ def _log_attributes(container: Container) -> dict[str, str]:
 
 
 def _network_namespace(deps: Deps, container: Container) -> str:
-    if container.host_config.network_mode == "host":
+    if on_host(container):
         return ""
     other = joined(container)
     return SANDBOX if other is None else _running(deps, other, "network").netns_path
+
+
+def _with_links(deps: Deps, container: Container) -> ContainerConfig:
+    """The config with the variables of linked containers, which its own overrule."""
+    variables = links.environment(deps, container)
+    config = container.config
+    return msgspec.structs.replace(config, env=[*variables, *(config.env or ())]) if variables else config
 
 
 def _namespace(deps: Deps, mode: str, kind: str) -> str:
@@ -151,12 +163,15 @@ def _mounts(deps: Deps, container: Container, runtime: RuntimeSpec) -> tuple[lis
         if point.deep_read_only and not deep:
             raise Failed(f"recursive read-only mounts need kernel 5.12 and crun or runc, not {runtime.kind}")
         part = part_of(deps, point)
+        source = point.source
         if part is not None:
             source = deps.shims.part(container.id, len(parts))
+            if deep and not point.rw and not point.flat_read_only:
+                part = replace(part, attributes=ATTR_RDONLY)
             parts.append(part)
-        else:
-            source = point.source
-        mounts.append(_mount(point, source, propagations.get(point.destination, point.propagation), deep=deep))
+        flat = point.flat_read_only or part is not None or not os.path.isdir(source)  # crun refuses `rro` on a file
+        propagation = propagations.get(point.destination, point.propagation)
+        mounts.append(_mount(point, source, propagation, deep=deep and not flat))
     return mounts, parts
 
 
@@ -165,10 +180,13 @@ def _own_file(directory: Path, name: str, path: str) -> SpecMount:
 
 
 def part_of(deps: Deps, point: MountPoint, *, always: bool = False) -> Part | None:
-    """What of a tree the mount shows, for the shim; None when the runtime can bind it as it stands, unless `always`."""
+    """What of a tree the mount shows, for the shim; None when the runtime can bind it as it stands, unless `always`.
+
+    A bind without what is mounted below it is for the shim, too: crun takes that along all the same.
+    """
     if point.type == "image":
         return Part(mounts=tuple(deps.snapshots.view(ChainID(point.chain))), selector=point.subpath, name=point.source)
-    if point.type == "tmpfs" or not (point.subpath or point.id_map or always):
+    if point.type == "tmpfs" or not (point.subpath or point.id_map or not point.recursive or always):
         return None
     return Part(
         mounts=(Mount(type="bind", source=point.source),),
@@ -196,6 +214,6 @@ def _mount(point: MountPoint, source: str, propagation: str, *, deep: bool) -> S
             read_only=not point.rw,
             propagation=propagation,
             recursive=point.recursive,
-            deep=deep and not point.flat_read_only,
+            deep=deep,
         ),
     )
