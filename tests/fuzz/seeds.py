@@ -72,6 +72,18 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     files = docker_archive(made, "x:1")
     yield "docker_archive", b"\0".join((b"", files["manifest.json"], *(v for v in files.values() if v[:1] == b"{")))
     yield "docker_archive", b"\0".join((encode({"schemaVersion": 2, "manifests": []}), b"", both.raw))
+    yield from (("dns", data) for data in dns_messages())
+
+
+def dns_messages() -> Iterator[bytes]:
+    option = b"\0\0\x29\x04\xd0" + bytes(6)
+    for name, kind in ((b"\3Web\0", 1), (b"\3web\3net\0", 28), (b"\1a\1b\0", 15), (b"\1x\0", 16)):
+        yield b"\x12\x34\1\0\0\1\0\0\0\0\0\1" + name + bytes([0, kind, 0, 1]) + option
+    reverse = b"\x012\x010\x0220\x03172\x07in-addr\x04arpa\0"
+    yield b"\0\1\1\0\0\1\0\0\0\0\0\0" + reverse + b"\0\x0c\0\1"
+    alias = b"\xc0\x0c\0\5\0\1\0\0\0\x1e\0\6\3cdn\xc0\x0c"
+    address = b"\xc0\x21\0\1\0\1\0\0\0\x1e\0\4\x08\x08\x08\x08"
+    yield b"\0\2\x81\x80\0\1\0\2\0\0\0\0\3web\0\0\1\0\1" + alias + address
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ from wherry.images.archives.contents import find_images
 from wherry.images.archives.spool import Archive, File
 from wherry.images.leases import Lease
 from wherry.kernel.files import closing
+from wherry.network.dns import answers as dns_answers
+from wherry.network.dns import message as dns_message
+from wherry.network.dns.names import Names, View
 from wherry.reference import parse as parse_reference
 from wherry.spec.distribution import decode_auth
 from wherry.spec.image import (
@@ -283,6 +286,27 @@ def filesync(data: bytes) -> None:
             assert set(os.listdir(slot.root)) <= {"files", "slot"}
 
 
+def dns(data: bytes) -> None:
+    """A question of a container, or what another server answered."""
+    names, view = Names(), View(networks=[("1", "net")])
+    names.add("1", "e", ["web", "a.b"], ["172.20.0.2", "fd00::2"])
+    with contextlib.suppress(dns_message.MalformedError):
+        for address, ttl in dns_message.addresses(data):
+            assert address
+            assert 0 <= ttl < 1 << 32
+    reply: bytes | None
+    try:
+        query = dns_message.parse_query(data)
+    except dns_message.MalformedError:
+        reply = dns_message.refuse_unread(data)
+    else:
+        reply = dns_answers.answer(names, view, query, limit=query.udp_limit)
+    if reply is not None:
+        assert reply[:2] == data[:2]
+        assert reply[2] & 0x80
+        assert len(reply) <= dns_message.SIZE_LIMIT
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     function.__name__: function
     for function in (
@@ -303,6 +327,7 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
         ignore,
         llb,
         filesync,
+        dns,
     )
 }
 
