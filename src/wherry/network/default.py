@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from wherry.network import ipam
-from wherry.network.adapter import Firewall
 from wherry.network.config import NetworkConfig
 from wherry.network.drivers import bridge
 from wherry.network.drivers.bridge import BridgeConfig
 from wherry.network.places import IPNetwork, NetworkRules
 from wherry.network.records import NetworkRecord, Subnet
+from wherry.network.wall.table import Firewall
 from wherry.state import Delete, Put, State
 
 FORWARDING_KEY = "network/forwarding"  # in table settings: the boot in which we made the host a router

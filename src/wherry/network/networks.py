@@ -22,7 +22,7 @@ from wherry.filters import Filters
 from wherry.ids import ContainerID, generate
 from wherry.network import config as configuration
 from wherry.network import creation, default, documents, ipam, plan
-from wherry.network.adapter import Firewall, HostPorts
+from wherry.network.adapter import HostPorts
 from wherry.network.catalog import Catalog
 from wherry.network.config import NetworkConfig
 from wherry.network.dns.names import Names
@@ -31,11 +31,13 @@ from wherry.network.documents import Attached
 from wherry.network.drivers import bridge, namespaces
 from wherry.network.drivers.bridge import BridgeDriver
 from wherry.network.drivers.lan import IpvlanDriver, MacvlanDriver
+from wherry.network.egress.gates import Gates
 from wherry.network.endpoint import Endpoint, EndpointRequest, Port
 from wherry.network.places import IPNetwork, Namespace, NetworkDriver, NetworkRules
 from wherry.network.ports import PortRequest
 from wherry.network.records import BRIDGE, HOST, IPVLAN, MACVLAN, NULL, NetworkRecord
 from wherry.network.sandboxes import Parts, Running, Sandbox, Sandboxes, SandboxRequest
+from wherry.network.wall.table import Firewall
 from wherry.spec.engine import CreateNetwork
 from wherry.state import Put, State
 
@@ -68,6 +70,7 @@ class Networks:
         }
         self._names = Names()
         self._resolver = Resolver(self._names, lambda: [(record.id, record.name) for record in self._catalog])
+        self._gates = Gates(self._wall, self._catalog.get, events)
         self._sandboxes = Sandboxes(
             Parts(
                 state=state,
@@ -77,6 +80,7 @@ class Networks:
                 ports=HostPorts(),
                 names=self._names,
                 resolver=self._resolver,
+                gates=self._gates,
                 bridge_of=self._device,
                 default_bind=lambda record: record.options.get(BINDING) or config.default_bind,
             )
@@ -121,7 +125,7 @@ class Networks:
         self._wall.load(
             [self._rules(record, rows.values()) for record in self._bridges()],
             self._sandboxes.publications(rows.values()),
-            [],
+            self._gates.rules({key: (row.name, row.attachments) for key, row in rows.items()}),
             guarded=self._default.guards(),
         )
         self._default.forward()
@@ -205,6 +209,7 @@ class Networks:
         Raises InvalidParameter, Forbidden, Conflict (name taken), NotFound (no such driver), NotSupported, Failed.
         """
         record = creation.draft(body, self.config.network_options)
+        Gates.check(record)
         return await finish(self._create(record))
 
     async def _create(self, record: NetworkRecord) -> tuple[str, str]:
@@ -354,6 +359,7 @@ class Networks:
         problems = []
         if wanted.mac:
             ipam.parse_mac(wanted.mac)
+        Gates.check_attachment(record, wanted.options)
         plan.parse_sysctls(wanted.options.get(plan.SYSCTLS, ""))
         for version, text in ((4, wanted.ip), (6, wanted.ip6)):
             if not text:

@@ -17,17 +17,19 @@ from wherry.aio import finish, settle
 from wherry.errors import Conflict, Failed, Forbidden, NotFound, WherryError
 from wherry.ids import generate, short
 from wherry.network import ipam, plan
-from wherry.network.adapter import Firewall, HostPorts
+from wherry.network.adapter import HostPorts
 from wherry.network.catalog import Catalog
 from wherry.network.dns.names import Link, Names, View
 from wherry.network.dns.server import Resolver
 from wherry.network.drivers import namespaces
+from wherry.network.egress.gates import Gates
 from wherry.network.endpoint import Endpoint, EndpointRequest, NameServers, Port
 from wherry.network.places import Namespace, NetworkDriver, Publication
 from wherry.network.plan import Attachment, Row
 from wherry.network.ports import PROTOCOLS, Held, PortRequest, PortTaken
 from wherry.network.records import BRIDGE, IPVLAN, NetworkRecord
 from wherry.network.relay import Relay
+from wherry.network.wall.table import Firewall
 from wherry.state import Delete, Put, State
 
 log = logging.getLogger(__name__)
@@ -77,6 +79,7 @@ class Parts:
     ports: HostPorts
     names: Names
     resolver: Resolver
+    gates: Gates
     bridge_of: Callable[[NetworkRecord], str]  # the host's interface of a bridge network
     default_bind: Callable[[NetworkRecord], str]  # host address of its ports that name none
 
@@ -184,6 +187,7 @@ class Sandboxes:
             driver, record = self._driver(attachment)
             driver.attach(record, attachment.place(), made[0])
         namespaces.set_default_routes(made[0], plan.routes(row.attachments))
+        parts.gates.close_off(container_id, row.attachments, row.name)
         parts.wall.publish(self._publications(row))
         self._forget_flows(row, ended=False)
 
@@ -322,7 +326,9 @@ class Sandboxes:
         for attachment in row.attachments:
             self._name(attachment)
         if self._resolves(row):
-            await self._parts.resolver.open(container_id, namespace, self._view(row), row.nameservers)
+            await self._parts.resolver.open(
+                container_id, namespace, self._view(row), row.nameservers, self._parts.gates.gate(container_id)
+            )
 
     async def _silence(self, container_id: str, row: Row) -> None:
         for attachment in row.attachments:
@@ -412,6 +418,7 @@ class Sandboxes:
             holding.row = row
             undo.callback(setattr, holding, "row", old)
             await self._follow_routes(holding, old)
+            await settle(self._parts.gates.close_off, container_id, row.attachments, row.name)
             await self._announce_change(container_id, holding.row, namespace)
             undo.pop_all()
             await settle(_close, [namespace])
@@ -461,6 +468,7 @@ class Sandboxes:
             self._parts.ports.release(holding.held)
             holding.held.clear()
             holding.row = row = replace(row, ports=())
+        await settle(self._parts.gates.close_off, container_id, row.attachments, row.name)
         if self._parts.resolver.serves(container_id):
             await self._parts.resolver.update(container_id, view=self._view(row), upstream=row.nameservers)
         await settle(self._rewrite, container_id, holding.row)
@@ -474,6 +482,7 @@ class Sandboxes:
     def _undo(self, container_id: str, row: Row) -> None:
         """Firewall and row; idempotent, and never raises: what cannot be taken back is dropped at the next start."""
         try:
+            self._parts.gates.open_up(container_id)
             self._parts.wall.withdraw(self._publications(row))
             self._forget_flows(row, ended=True)
         except (OSError, WherryError) as exc:
@@ -549,6 +558,7 @@ class Sandboxes:
                 log.warning("container %s: %s", short(container_id), exc)
         await self._open_relays(holding)
         try:
+            await settle(self._parts.gates.close_off, container_id, row.attachments, row.name)
             async with namespaces.inside(netns_path) as namespace:
                 await self._announce(container_id, row, namespace)
         except (OSError, WherryError) as exc:

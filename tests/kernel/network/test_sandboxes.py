@@ -103,7 +103,7 @@ def address(sandbox: Sandbox) -> str:
 
 
 def published(table: str = "wherry") -> str:
-    return nftables.run(f"list map ip {table} published") + nftables.run(f"list map ip {table} published_at")
+    return "".join(nftables.run(f"list map inet {table} {name}") for name in ("published4", "published_at4"))
 
 
 async def test_a_container_gets_an_address_a_route_and_no_ipv6(host: Host) -> None:
@@ -483,9 +483,9 @@ def break_bridge(state: State | None) -> Iterator[None]:
 @contextlib.contextmanager
 def break_firewall(state: BrokenState) -> Iterator[None]:
     element = "{ tcp . 8080 : 10.9.9.9 . 1 }"
-    nftables.run(f"add element ip wherry published {element}")
+    nftables.run(f"add element inet wherry published4 {element}")
     yield
-    nftables.run("delete element ip wherry published { tcp . 8080 }")
+    nftables.run("delete element inet wherry published4 { tcp . 8080 }")
 
 
 @contextlib.contextmanager
@@ -642,10 +642,10 @@ async def test_the_host_becomes_no_router_for_others(world: World) -> None:
     forwarding = Path("/proc/sys/net/ipv4/ip_forward")
     forwarding.write_text("0")
     async with hosting():
-        assert "oifkind" in nftables.run("list chain ip wherry forward")
+        assert "oifkind" in nftables.run("list chain inet wherry forward")
     forwarding.write_text("1")
     async with hosting():  # it was one before
-        assert "oifkind" not in nftables.run("list chain ip wherry forward")
+        assert "oifkind" not in nftables.run("list chain inet wherry forward")
     assert forwarding.read_text().strip() == "1"
 
 
@@ -700,7 +700,7 @@ async def test_a_firewall_that_drops_what_nobody_claimed_lets_containers_be(worl
             assert await call(ask_tcp, address(server), 80, fd=other.netns) == address(other)
             assert await call(ask_tcp, NEIGHBOUR, 80, fd=other.netns) == HOST
         await host.run()
-        assert nftables.run("list chain ip filter FORWARD").count('comment "wherry"') == 2
+        assert nftables.run("list chain ip filter FORWARD").count('comment "wherry wherry0"') == 2
     assert "wherry" not in nftables.run("list ruleset")
     assert "policy drop" in nftables.run("list ruleset")
 
@@ -711,8 +711,8 @@ async def test_a_flushed_firewall_is_written_again_with_the_next_container(host:
     await host.run()
     with greeter(server.netns, 80):
         assert await call(ask_tcp, "127.0.0.1", 8080) == "172.17.0.1"
-    nftables.run("delete table ip wherry")
-    nftables.run("table ip wherry { }")
+    nftables.run("delete table inet wherry")
+    nftables.run("table inet wherry { }")
     other = await host.run("9090:80")
     with greeter(other.netns, 80), greeter(server.netns, 80):
         assert await call(ask_tcp, "127.0.0.1", 9090) == "172.17.0.1"

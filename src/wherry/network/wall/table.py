@@ -157,7 +157,7 @@ class Firewall:
     def change(self, *, add: Sequence[Publication] = (), remove: Sequence[Publication] = ()) -> None:
         """Both in one transaction. Raises OSError, Failed; then nothing has changed."""
         with self._lock:
-            if add:
+            if add or not remove:  # a container without ports needs the table as well
                 self._look()
             before = dict(self._published)
             leaving = [each for each in map(self._entry, remove) if before.get((each.set, each.key)) == each]
