@@ -28,6 +28,7 @@ from wherry.ids import ContainerID, generate
 from wherry.kernel.mount import Mount
 from wherry.network.endpoint import Endpoint, Port
 from wherry.network.networks import NetworkConfig, Sandbox, SandboxRequest
+from wherry.network.ports import PortRequest
 from wherry.runtime.devices import Device
 from wherry.runtime.shim_client import Exit, Part, RuntimeSpec, Shim, ShimSpec
 from wherry.spec.engine import ContainerConfig, CreateContainer, HostConfig, NetworkingConfig, RestartPolicy
@@ -145,6 +146,7 @@ class StepNetworks:
         self.config = NetworkConfig()
         self.bridge_gateway = "172.17.0.1"
         self.connected: set[str] = set()
+        self.published: dict[str, tuple[Port, ...]] = {}  # where it has been changed
         self.fds: list[int] = []
         self.running: Mapping[ContainerID, Sequence[Port]] | None = None
 
@@ -164,6 +166,23 @@ class StepNetworks:
         self.fds.append(os.open("/dev/null", os.O_RDONLY))
         return Sandbox(netns=self.fds[-1], endpoints=(ENDPOINT,), ports=(PORT,))
 
+    async def change_ports(
+        self, container_id: str, add: Sequence[PortRequest], remove: Sequence[Port]
+    ) -> tuple[Port, ...]:
+        await self.steps.wait("change ports")
+        kept = [port for port in self.published.get(container_id, (PORT,)) if port not in remove]
+        more = [
+            Port(
+                container_port=each.container_port,
+                protocol=each.protocol,
+                host_ip=each.host_ip or "0.0.0.0",
+                host_port=each.first or 49153,
+            )
+            for each in add
+        ]
+        self.published[container_id] = (*kept, *more)
+        return self.published[container_id]
+
     async def release(self, container_id: str) -> None:
         if container_id in self.connected:
             await self.steps.wait("release")
@@ -180,6 +199,7 @@ class LifeShim(Shim):
         self.gone = False  # it has ended, and we have not heard of it yet
         self.signals: list[int] = []
         self.clients: list[str] = []
+        self.limits: list[Mapping[str, Any]] = []  # what `update` was told
         self.inside: dict[str, Any] = {}  # what came to it while it ran, by path: parts, tmpfs options, devices
         self.cgroups: dict[str, str] = {}
         self.exited: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -226,6 +246,10 @@ class LifeShim(Shim):
         await self.owner.steps.wait("resume")
         self.paused = False
         self._obey()
+
+    async def update(self, resources: Mapping[str, Any]) -> None:
+        await self.owner.steps.wait("update")
+        self.limits.append(resources)
 
     async def attach_mount(self, path: str, part: Part) -> None:
         await self.owner.steps.wait("attach mount")
