@@ -204,8 +204,6 @@ def _cause(what: Plan, exc: OSError) -> str:
         cause = "this machine has no loop devices: load the module loop"
     elif what.flags & MS_BIND and not what.device.startswith("/"):
         cause = "the device of a bind volume is an absolute path"
-    elif exc.errno == errno.ENOENT and what.device.startswith("/") and not os.path.exists(what.device):
-        cause = f"there is no {what.device} on this machine"
     elif exc.errno == errno.ENOTBLK:
         cause = f"{what.device} is neither a block device nor a file that holds a file system"
     elif exc.errno == errno.EINVAL and what.fstype in _NETWORK:

@@ -42,4 +42,7 @@ def read(stream: BinaryIO, directory: Path, *, limited: bool) -> None:
     try:
         apply_layer(stream, snapshot=directory, whiteouts=None, limits=limits)
     except (Failed, InvalidParameter) as exc:
+        if limited and ("No space left" in exc.message or "quota" in exc.message):
+            entry = exc.message.partition(": ")[0].removeprefix("cannot extract ")
+            raise Failed(f"the archive does not fit into the volume's size: it was full at {entry}") from exc
         raise type(exc)(exc.message.replace("layer", "archive")) from exc

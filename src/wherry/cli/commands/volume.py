@@ -117,7 +117,7 @@ def remove(cli: CLI, flags: Flags, arguments: list[str]) -> int:
 
 def update(cli: CLI, _: Flags, arguments: list[str]) -> int:
     if not cli.engine.get_json(f"/volumes/{quote(arguments[0])}").get("ClusterVolume"):
-        raise Failure("Can only update cluster volumes")
+        raise Failure("can only update cluster volumes")
     raise Failure("this engine has no cluster volumes")
 
 
