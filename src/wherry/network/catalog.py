@@ -54,7 +54,8 @@ class Catalog:
         before = self._by_id.get(record.id)
         self._by_id[record.id] = record
         if before is None or before.subnets != record.subnets:
-            self._pools[record.id] = tuple(map(creation.pool_of, record.subnets))
+            pools = () if record.config_only else tuple(map(creation.pool_of, record.subnets))
+            self._pools[record.id] = pools
 
     def forget(self, record: NetworkRecord) -> None:
         """In memory only."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from wherry.errors import Conflict, Forbidden, InvalidParameter, NotFound
+from wherry.errors import Conflict, Failed, Forbidden, InvalidParameter, NotFound, Unavailable
 from wherry.ids import generate
 from wherry.network import ipam
 from wherry.network.places import IPNetwork
@@ -37,10 +37,18 @@ def draft(body: CreateNetwork, defaults: Mapping[str, Mapping[str, str]]) -> Net
     """
     check_name(body.name)
     driver = body.driver or BRIDGE
+    if driver == "overlay":
+        raise Unavailable(
+            'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to '
+            "swarm and try again."
+        )
     if driver not in _DRIVERS:
         raise NotFound(f'could not find plugin {driver}: plugin "{driver}" not found')
     if driver in (HOST, NULL):
         raise Forbidden(f'only one instance of "{driver}" network is allowed')
+    ipam_driver = (body.ipam.driver if body.ipam is not None else "") or "default"
+    if ipam_driver != "default":
+        raise NotFound(f'could not find IPAM plugin {ipam_driver}: plugin "{ipam_driver}" not found')
     if body.ingress:
         raise Forbidden("ingress network cannot be created: this engine is not part of a swarm")
     if body.config_from is not None and body.config_from.network and body.config_only:
@@ -58,7 +66,7 @@ def draft(body: CreateNetwork, defaults: Mapping[str, Mapping[str, str]]) -> Net
         driver=driver,
         created=time.time_ns(),
         subnets=subnets,
-        ipam_driver=(body.ipam.driver if body.ipam is not None else "") or "default",
+        ipam_driver=ipam_driver,
         ipam_options=body.ipam.options if body.ipam is not None else None,
         ipv4=ipv4,
         ipv6=ipv6,
@@ -121,19 +129,19 @@ def _subnet(pool: IPAMPool) -> Subnet:
         gateway=_address(pool.gateway, network, "gateway") if pool.gateway else "",
         ip_range=_range(pool.ip_range, network) if pool.ip_range else "",
         auxiliary={
-            name: _address(text, network, "auxiliary address")
+            name: _address(text, network, "auxiliary address", named=name)
             for name, text in (pool.auxiliary_addresses or {}).items()
         },
     )
 
 
-def _address(text: str, network: IPNetwork, what: str) -> str:
+def _address(text: str, network: IPNetwork, what: str, *, named: str = "") -> str:
     try:
         address = ipaddress.ip_address(text)
     except ValueError as exc:
-        raise InvalidParameter(f"invalid {what} {text}: invalid address") from exc
+        raise InvalidParameter(f"invalid {what} {named or text}: invalid address") from exc
     if address not in network:
-        raise InvalidParameter(f"invalid {what} {text}: parent subnet {network} doesn't contain this address")
+        raise InvalidParameter(f"invalid {what} {named or text}: parent subnet {network} doesn't contain this address")
     return str(address)
 
 
@@ -146,6 +154,8 @@ def _range(text: str, network: IPNetwork) -> str:
         except ValueError:
             raise InvalidParameter(f"invalid ip-range {text}: invalid CIDR block notation") from exc
         raise InvalidParameter(f"invalid ip-range {text}: it should be {masked}") from exc
+    if inside.version == network.version and inside.prefixlen < network.prefixlen:
+        raise InvalidParameter(f"invalid ip-range {text}: CIDR block is bigger than its parent subnet {network}")
     if inside.version != network.version or not (
         int(network.network_address) <= int(inside.network_address)
         and int(inside.broadcast_address) <= int(network.broadcast_address)
@@ -202,7 +212,24 @@ def fill(
             family = [(base, size) for base, size in pools if base.version == version]
             chosen = ipam.choose_subnet(family, [*own, *busy])
             subnets.append(Subnet(subnet=str(chosen), asked=False))
-    return replace(record, subnets=tuple(_with_gateway(subnet) for subnet in subnets))
+    completed = tuple(_with_gateway(subnet) for subnet in subnets)
+    for subnet in completed:
+        _refuse_taken_addresses(subnet)
+    return replace(record, subnets=completed)
+
+
+def _refuse_taken_addresses(subnet: Subnet) -> None:
+    """Gateway and auxiliary addresses are each somebody's own. Raises Failed."""
+    network = ipaddress.ip_network(subnet.subnet)
+    taken = {str(network.network_address)}
+    if network.version == 4:
+        taken.add(str(network.broadcast_address))
+    wanted = [(f"gateway ({subnet.gateway})", subnet.gateway)]
+    wanted += [(f"secondary ip address ({name}:{text})", text) for name, text in subnet.auxiliary.items()]
+    for what, address in wanted:
+        if address in taken:
+            raise Failed(f"failed to allocate {what}: Address already in use")
+        taken.add(address)
 
 
 def _with_gateway(subnet: Subnet) -> Subnet:

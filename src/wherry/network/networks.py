@@ -229,9 +229,9 @@ class Networks:
     def _origin(self, name: str) -> NetworkRecord:
         found = self._catalog.named(name)
         if found is None:
-            raise NotFound(f"configuration network {name} not found")
+            raise NotFound(f'configuration network "{name}" does not exist')
         if not found.config_only:
-            raise InvalidParameter(f"network {name} is not a configuration network")
+            raise NotFound(f'configuration network "{name}" does not exist: network {name} is an ordinary one')
         return found
 
     async def _complete(self, record: NetworkRecord) -> NetworkRecord:
@@ -289,7 +289,7 @@ class Networks:
 
     def _refuse_used(self, record: NetworkRecord) -> None:
         if record.config_only and any(other.config_from == record.name for other in self._catalog):
-            raise Forbidden(f"configuration network {record.name!r} is in use")
+            raise Forbidden(f'error while removing network: configuration network "{record.name}" is in use')
         if self._catalog.uses[record.id]:
             users = ", ".join(f'name:"{name}" id:"{endpoint[:12]}"' for name, endpoint in self._sandboxes.on(record.id))
             where = f" ({users})" if users else ""
@@ -335,7 +335,7 @@ class Networks:
                 type="network",
                 action=action,
                 actor=record.id,
-                attributes={"name": record.name, "type": record.driver},
+                attributes={"name": record.name, "type": NULL if record.config_only else record.driver},
             )
         )
 
@@ -355,7 +355,7 @@ class Networks:
     def check_endpoint(self, record: NetworkRecord, wanted: EndpointRequest) -> None:
         """Raises InvalidParameter in Docker's words, Forbidden for a network that takes no containers."""
         if record.config_only:
-            raise Forbidden(f"configuration network {record.name} cannot be joined by a container")
+            raise Forbidden(f"cannot create endpoint on configuration-only network {record.name}")
         problems = []
         if wanted.mac:
             ipam.parse_mac(wanted.mac)
