@@ -369,6 +369,17 @@ class DisconnectNetwork(Document, frozen=True, kw_only=True):
     force: bool = False
 
 
+class LinkTrouble(Document, frozen=True, kw_only=True):
+    """Body of our own `POST /networks/lab/{container}`."""
+
+    network: str = ""  # name or id; may be left out of a container on one network
+    latency: int = 0  # ns
+    jitter: int = 0  # ns
+    loss: float = 0.0  # percent
+    rate: int = 0  # bits/s
+    partition: bool = False
+
+
 class CreateVolume(Document, frozen=True, kw_only=True):
     """Body of `POST /volumes/create`."""
 
