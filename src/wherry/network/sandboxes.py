@@ -17,7 +17,6 @@ from wherry.aio import finish, settle
 from wherry.errors import Conflict, Failed, Forbidden, NotFound, WherryError
 from wherry.ids import generate, short
 from wherry.network import ipam, plan
-from wherry.network.adapter import HostPorts
 from wherry.network.catalog import Catalog
 from wherry.network.dns.names import Link, Names, View
 from wherry.network.dns.server import Resolver
@@ -26,7 +25,7 @@ from wherry.network.egress.gates import Gates
 from wherry.network.endpoint import Endpoint, EndpointRequest, NameServers, Port
 from wherry.network.places import Namespace, NetworkDriver, Publication
 from wherry.network.plan import Attachment, Row
-from wherry.network.ports import PROTOCOLS, Held, PortRequest, PortTaken
+from wherry.network.ports import PROTOCOLS, Held, HostPorts, PortRequest, PortTaken
 from wherry.network.records import BRIDGE, IPVLAN, NetworkRecord
 from wherry.network.relay import Relay
 from wherry.network.wall.table import Firewall
@@ -242,9 +241,13 @@ class Sandboxes:
 
     async def _open_relay(self, holding: _Holding, held: Held) -> None:
         four, six = plan.targets(holding.row.attachments)
-        address = four.endpoint.ip if four else six.endpoint.ip6 if six else ""
+        if six and (four is None or ":" in held.port.host_ip):
+            address = six.endpoint.ip6
+        else:
+            address = four.endpoint.ip if four else ""
         assert held.socket is not None
-        relay = Relay(held.socket, address, held.port.container_port)
+        # A descriptor of its own: the port stays held while the container changes networks, and the relay with it.
+        relay = Relay(held.socket.dup(), address, held.port.container_port, self._parts.wall)
         holding.relays[held.port] = relay
         await relay.open()
 
@@ -433,7 +436,8 @@ class Sandboxes:
             self._hold_ports(holding)
         await self._close_relays(holding)
         await settle(self._republish, old, holding.row)
-        await self._open_relays(holding)
+        if any(plan.targets(holding.row.attachments)):
+            await self._open_relays(holding)
 
     async def _announce_change(self, container_id: str, row: Row, namespace: Namespace) -> None:
         if self._parts.resolver.serves(container_id):
