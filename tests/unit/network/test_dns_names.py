@@ -10,6 +10,7 @@ from wherry.network.dns.conf import internal_resolv_conf
 from wherry.network.dns.host import HostDesk, parse_address
 from wherry.network.dns.message import Code, Type
 from wherry.network.dns.names import Link, Names, View
+from wherry.network.dns.station import Flood, Pace
 from wherry.network.dns.upstream import Options
 
 
@@ -219,3 +220,20 @@ def test_options_are_read_as_libc_does() -> None:
     assert Options.parse(words) == Options(timeout=7.0, attempts=5, rotate=True, tcp=True, ndots=1)
     assert Options.parse(["timeout:0", "timeout:99999999999"]) == Options()
     assert Options.parse(["timeout:3600"]).timeout == 30.0
+
+
+def test_who_never_stops_asking_gets_half_of_the_time_and_several_share_it() -> None:
+    flood = Flood()
+    for others in (0, 1, 3):
+        flood.paused = others
+        pace, now, worked = Pace(flood), 100.0, 0.0
+        while now < 110:
+            pause = pace.spend(now, now + 0.001)
+            worked += 0.001
+            now += 0.001 + pause
+        assert worked / 10 == pytest.approx(0.5 / (others + 1), rel=0.1)
+
+
+def test_who_asks_now_and_then_never_waits() -> None:
+    pace = Pace(Flood())
+    assert [pace.spend(100 + n, 100 + n + 0.04) for n in range(5)] == [0.0] * 5
