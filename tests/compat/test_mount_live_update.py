@@ -107,6 +107,25 @@ def test_a_link_of_the_container_leads_no_mount_out(web: Engine, tmp_path: Path)
     assert list((tmp_path / "trap").iterdir()) == []
 
 
+def test_mounts_travel_as_far_as_is_said(web: Engine, tmp_path: Path) -> None:
+    run = web.box.run
+    run("mount", "-t", "tmpfs", "none", str(tmp_path))
+    try:
+        run("mount", "--make-shared", str(tmp_path))
+        run("mkdir", f"{tmp_path}/late", f"{tmp_path}/own")
+        update(web, "--mount-add", f"type=bind,src={tmp_path},dst=/alone")
+        update(web, "--mount-add", f"type=bind,src={tmp_path},dst=/slave,bind-propagation=rslave")
+        web.docker("run", "-d", "--name", "open", "--privileged", "busybox", "sleep", "600")
+        web.wherry("update", "--mount-add", f"type=bind,src={tmp_path},dst=/shared,bind-propagation=rshared", "open")
+        run("mount", "-t", "tmpfs", "late", f"{tmp_path}/late")
+        web.docker("exec", "open", "mount", "-t", "tmpfs", "inner", "/shared/own")
+        seen = inside(web, "cut -d' ' -f1,2 /proc/mounts | grep -e alone -e slave -e late -e inner")
+        assert sorted(seen) == ["inner /slave/own", "late /slave/late", "none /alone", "none /slave"]
+        assert f"inner {tmp_path}/own" in run("cat", "/proc/self/mounts")
+    finally:
+        run("umount", "-R", str(tmp_path))
+
+
 def test_a_device_comes_and_goes(web: Engine) -> None:
     if not Path("/sys/fs/cgroup/devices").is_dir():
         done = web.wherry("update", "--device-add", "/dev/net/tun:/dev/given:rw", "web", check=False)

@@ -64,7 +64,7 @@ __all__ = [
     "Unreachable",
 ]
 
-_GONE = 30.0  # s a shim may take to end after its container has
+_GONE = 30.0  # s a shim may take to end after its container has, and a change to a running one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -400,9 +400,15 @@ class Shims:
                 ours.close()
                 raise
         try:
-            (_, writer), _ = await open_stream(ours, request)
+            async with asyncio.timeout(_GONE):
+                (_, writer), _ = await open_stream(ours, request)
         except Unreachable as exc:
             raise Failed(f"cannot change container {shim.id[:12]}: what was to do it was killed") from exc
+        except TimeoutError as exc:
+            raise Failed(
+                f"cannot change container {shim.id[:12]}: no answer in {_GONE:.0f} s: does {path}, or what is to be "
+                "mounted there, lie on a file system that hangs?"
+            ) from exc
         writer.close()
 
     def note_end(self, shim: Shim) -> None:
