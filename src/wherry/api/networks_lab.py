@@ -5,7 +5,7 @@
     DELETE /networks/lab/{container}?network=       of all networks when none is named
     GET    /networks/capture/{container}?network=&filter=&count=&seconds=&snaplen=      a pcap file without an end
 
-Added behind `networks`: a network may be called lab, and then `/networks/lab/connect` is its.
+Added before `networks`, whose `{name}` takes slashes. A network may be called lab: `/networks/lab/connect` is its own.
 """
 
 import logging
@@ -16,7 +16,7 @@ from aiohttp import web
 
 from wherry.aio import acquire, finish, settle
 from wherry.api.call import Call
-from wherry.api.router import Router
+from wherry.api.router import Router, later
 from wherry.containers.record import Container
 from wherry.errors import Conflict, InvalidParameter
 from wherry.network import lab
@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 
 def add(router: Router) -> None:
+    for verb in ("connect", "disconnect"):
+        router.add("POST", f"/networks/{{name}}/{verb}", later("wherry.api.networks", verb))
     router.add("GET", "/networks/lab/{container}", show)
     router.add("POST", "/networks/lab/{container}", set_)
     router.add("DELETE", "/networks/lab/{container}", clear)
