@@ -30,6 +30,7 @@ class NetworkConfig:
     network_options: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by driver: for new networks
     respect_firewall: bool = False
     host_dns: str = ""  # 127.0.0.153:53: where the host may ask for names of containers; "" = nowhere
+    host_gateways: Sequence[str] = ()  # what `host-gateway` means; none = the default bridge's address
     dns: Sequence[str] = ()
     dns_search: Sequence[str] = ()
     dns_options: Sequence[str] = ()

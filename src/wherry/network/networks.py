@@ -22,7 +22,6 @@ from wherry.filters import Filters
 from wherry.ids import ContainerID, generate
 from wherry.network import config as configuration
 from wherry.network import creation, default, documents, ipam, plan
-from wherry.network.adapter import HostPorts
 from wherry.network.catalog import Catalog
 from wherry.network.config import NetworkConfig
 from wherry.network.dns.names import Names
@@ -34,7 +33,7 @@ from wherry.network.drivers.lan import IpvlanDriver, MacvlanDriver
 from wherry.network.egress.gates import Gates
 from wherry.network.endpoint import Endpoint, EndpointRequest, Port
 from wherry.network.places import IPNetwork, Namespace, NetworkDriver, NetworkRules
-from wherry.network.ports import PortRequest
+from wherry.network.ports import HostPorts, PortRequest
 from wherry.network.records import BRIDGE, HOST, IPVLAN, MACVLAN, NULL, NetworkRecord
 from wherry.network.sandboxes import Parts, Running, Sandbox, Sandboxes, SandboxRequest
 from wherry.network.wall.table import Firewall
@@ -77,7 +76,7 @@ class Networks:
                 catalog=self._catalog,
                 drivers=self._drivers,
                 wall=self._wall,
-                ports=HostPorts(),
+                ports=HostPorts(respect=config.respect_firewall),
                 names=self._names,
                 resolver=self._resolver,
                 gates=self._gates,

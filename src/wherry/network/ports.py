@@ -2,8 +2,8 @@
 
 A published port is held by a bound socket that never serves: it makes every other program's bind fail, and ours when
 another program was first. Packets do not reach it, the firewall has sent them to the container before.
-An IPv6 address cannot be translated to a container's IPv4 address: for TCP the socket is given to a relay instead
-(relay.py), for UDP and SCTP it is not served.
+Where the firewall cannot, the socket is given to a relay (relay.py): from IPv6 to a container that has IPv4 only, or
+the other way round; from ::1, which the kernel does not route; and, with `respect`, from anywhere outside.
 """
 
 import errno
@@ -21,7 +21,7 @@ from wherry.spec.engine import PortBinding
 PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP}
 EPHEMERAL = (49153, 65535)  # Docker's range where the kernel does not tell its own
 BACKLOG = 128
-ANY4, ANY6 = "0.0.0.0", "::"
+ANY4, ANY6, LOOPBACK6 = "0.0.0.0", "::", "::1"
 _UNSUPPORTED = (errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT)
 
 
@@ -116,11 +116,7 @@ def show(host_ip: str, port: int | str) -> str:
 class Held:
     port: Port
     socket: socket.socket | None  # None where the kernel has no such protocol to bind
-
-    @property
-    def relayed(self) -> bool:
-        """Served by a relay on the (listening) socket, not by the firewall."""
-        return ":" in self.port.host_ip
+    relayed: bool = False  # a relay must serve the socket, which listens
 
 
 def ephemeral_range(path: Path = Path("/proc/sys/net/ipv4/ip_local_port_range")) -> tuple[int, int]:
@@ -132,11 +128,13 @@ def ephemeral_range(path: Path = Path("/proc/sys/net/ipv4/ip_local_port_range"))
 
 
 class HostPorts:
-    """All ports this daemon holds. `default` is the host address of requests that name none; when that is any address,
-    IPv6 is bound as well where the host has it."""
+    """All ports this daemon holds. `addresses` are the container's IPv4 and IPv6 addresses, "" for none.
 
-    def __init__(self, default: str = ANY4, ephemeral: tuple[int, int] | None = None) -> None:
-        self._default = default
+    `respect`: what comes from outside must pass the host's input rules, so it is relayed.
+    """
+
+    def __init__(self, *, respect: bool = False, ephemeral: tuple[int, int] | None = None) -> None:
+        self._respect = respect
         self._held: dict[tuple[str, int], dict[str, Held]] = {}
         self._first, self._last = ephemeral or ephemeral_range()
         self._next = self._first
@@ -144,32 +142,33 @@ class HostPorts:
     def __len__(self) -> int:
         return sum(len(by_address) for by_address in self._held.values())
 
-    def acquire(self, request: PortRequest, target: str) -> tuple[Held, ...]:
+    def acquire(self, request: PortRequest, addresses: tuple[str, str], default_bind: str = ANY4) -> tuple[Held, ...]:
         """Hold the first port that is free, on all its addresses. Raises PortTaken, NotSupported.
 
-        `target` is the container's address, for the error text only.
+        `default_bind`: host address of a request that names none; when that is any address of IPv4, IPv6 is bound as
+        well where the host has it.
         """
-        addresses = self._addresses(request)
+        binds = self._binds(request, addresses, default_bind)
         refused: PortTaken | None = None
         for number in self._candidates(request):
             try:
-                return self._acquire(request, addresses, number, target)
+                return self._acquire(request, binds, number, addresses)
             except PortTaken as exc:
                 refused = refused or exc
         if refused is not None and request.first and request.first == request.last:
             raise refused
-        wanted = show(addresses[0], f"{request.first}-{request.last}" if request.first else 0)
+        wanted = show(binds[0], f"{request.first}-{request.last}" if request.first else 0)
         raise PortTaken(f"Bind for {wanted} failed: all ports are allocated")
 
-    def _addresses(self, request: PortRequest) -> tuple[str, ...]:
+    def _binds(self, request: PortRequest, addresses: tuple[str, str], default_bind: str) -> tuple[str, ...]:
+        """Addresses of the host."""
         if request.host_ip:
-            if ":" in request.host_ip and request.protocol != "tcp":
-                where = show(request.host_ip, request.first)
-                raise NotSupported(f"cannot publish {where}/{request.protocol}: on IPv6 addresses only tcp is served")
             return (request.host_ip,)
-        if self._default == ANY4 and request.protocol == "tcp":
-            return (ANY4, ANY6)
-        return (self._default,)
+        if default_bind != ANY4:
+            return (default_bind,)
+        if request.protocol == "sctp":  # not relayed: only what the container has
+            return tuple(any_ for any_, address in zip((ANY4, ANY6), addresses, strict=True) if address) or (ANY4,)
+        return (ANY4, ANY6)
 
     def _candidates(self, request: PortRequest) -> Iterator[int]:
         if request.first:
@@ -180,50 +179,66 @@ class HostPorts:
             self._next = number + 1 if number < self._last else self._first
             yield number
 
-    def _acquire(self, request: PortRequest, addresses: Sequence[str], number: int, target: str) -> tuple[Held, ...]:
+    def _acquire(
+        self, request: PortRequest, binds: Sequence[str], number: int, addresses: tuple[str, str]
+    ) -> tuple[Held, ...]:
         got: list[Held] = []
         try:
-            for address in addresses:
+            for bind in binds:
                 port = Port(
                     container_port=request.container_port,
                     protocol=request.protocol,
-                    host_ip=address,
+                    host_ip=bind,
                     host_port=number,
                 )
-                held = self._hold(port, target, optional=address == ANY6 and len(addresses) > 1)
+                held = self._hold(port, addresses, optional=bind == ANY6 and len(binds) > 1)
                 got += [held] if held else []
         except BaseException:
             self.release(got)
             raise
         return tuple(got)
 
-    def adopt(self, port: Port, target: str) -> Held:
+    def adopt(self, port: Port, addresses: tuple[str, str]) -> Held:
         """Hold a port again that a running container already has. Raises PortTaken, NotSupported."""
-        held = self._hold(port, target, optional=False)
+        held = self._hold(port, addresses, optional=False)
         assert held is not None
         return held
 
-    def _hold(self, port: Port, target: str, *, optional: bool) -> Held | None:
+    def _hold(self, port: Port, addresses: tuple[str, str], *, optional: bool) -> Held | None:
         """None when it is optional and the host lacks the address family."""
         where = show(port.host_ip, port.host_port)
+        relayed = self._relayed(port, addresses)
         by_address = self._held.setdefault((port.protocol, port.host_port), {})
         try:
             if any(_collide(port.host_ip, other) for other in by_address):
                 raise PortTaken(f"Bind for {where} failed: port is already allocated")
             try:
-                bound = _bind(port)
+                bound = _bind(port, relayed=relayed)
             except OSError as exc:
                 if optional and exc.errno in (*_UNSUPPORTED, errno.EADDRNOTAVAIL):
                     return None
                 reason = os.strerror(exc.errno or 0).lower()
-                wanted = f"{where}:{target}:{port.container_port}/{port.protocol}"
-                raise PortTaken(f"failed to bind host port for {wanted}: {reason}") from exc
-            held = Held(port=port, socket=bound)
+                target = show(_target(port, addresses), port.container_port)
+                raise PortTaken(f"failed to bind host port for {where}:{target}/{port.protocol}: {reason}") from exc
+            held = Held(port=port, socket=bound, relayed=relayed)
             by_address[port.host_ip] = held
             return held
         finally:
             if not by_address:
                 del self._held[port.protocol, port.host_port]
+
+    def _relayed(self, port: Port, addresses: tuple[str, str]) -> bool:
+        """Raises NotSupported where that is needed and cannot be."""
+        own = addresses[1] if ":" in port.host_ip else addresses[0]  # of the same family: can be translated
+        if port.protocol != "sctp":
+            return not own or port.host_ip in (ANY6, LOOPBACK6) or (self._respect and not _is_loopback(port.host_ip))
+        where = f"{show(port.host_ip, port.host_port)}/sctp"
+        if not own:
+            family = "an IPv6" if ":" in port.host_ip else "an IPv4"
+            raise NotSupported(f"cannot publish {where}: the container has not {family} address")
+        if self._respect:
+            raise NotSupported(f"cannot publish {where}: only tcp and udp can be judged by the host's input rules")
+        return False
 
     def release(self, ports: Iterable[Held]) -> None:
         """Close and forget; idempotent."""
@@ -238,6 +253,15 @@ class HostPorts:
                 held.socket.close()
 
 
+def _target(port: Port, addresses: tuple[str, str]) -> str:
+    four, six = addresses
+    return (six or four) if ":" in port.host_ip else (four or six)
+
+
+def _is_loopback(host_ip: str) -> bool:
+    return ipaddress.ip_address(host_ip).is_loopback
+
+
 def _collide(one: str, other: str) -> bool:
     """True when two addresses cannot both have the same port. IPv6 sockets here never take IPv4's packets."""
     if (":" in one) != (":" in other):
@@ -245,8 +269,8 @@ def _collide(one: str, other: str) -> bool:
     return one == other or ANY4 in (one, other) or ANY6 in (one, other)
 
 
-def _bind(port: Port) -> socket.socket | None:
-    """Bind, and for IPv6 listen; None where the kernel does not speak the protocol. Raises OSError."""
+def _bind(port: Port, *, relayed: bool) -> socket.socket | None:
+    """Bind, and listen for a relay; None where the kernel does not speak the protocol. Raises OSError."""
     six = ":" in port.host_ip
     kind = socket.SOCK_DGRAM if port.protocol == "udp" else socket.SOCK_STREAM
     try:
@@ -258,15 +282,17 @@ def _bind(port: Port) -> socket.socket | None:
     try:
         if six:
             made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listens = relayed and port.protocol == "tcp"
+        if listens:
             # connections that a relay closed lately do not keep the port
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             made.bind((port.host_ip, port.host_port))
         except OSError as exc:
-            if six or port.protocol != "tcp" or exc.errno != errno.EADDRINUSE:
+            if listens or port.protocol != "tcp" or exc.errno != errno.EADDRINUSE:
                 raise
             return _bind_past_closed(made, port)
-        if six:
+        if listens:
             made.listen(BACKLOG)
     except BaseException:
         made.close()

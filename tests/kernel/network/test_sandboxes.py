@@ -19,9 +19,9 @@ from wherry.ids import ContainerID, generate
 from wherry.kernel import netlink, nftables
 from wherry.kernel.netns import in_netns
 from wherry.network.endpoint import EndpointRequest
-from wherry.network.firewall import WALKS
 from wherry.network.networks import NetworkConfig, Networks, Running, Sandbox, SandboxRequest
 from wherry.network.ports import PortRequest, parse_ports
+from wherry.network.wall.table import WALKS
 from wherry.spec.engine import PortBinding
 from wherry.state import State
 
@@ -332,9 +332,10 @@ async def test_closed_connections_do_not_keep_a_port(host: Host) -> None:
 async def test_an_address_the_host_does_not_have_is_refused(host: Host) -> None:
     with pytest.raises(Failed, match=r"198\.51\.100\.9:80:172\.17\.0\.2:80/tcp: cannot assign requested address"):
         await host.run("198.51.100.9:80:80")
-    with pytest.raises(NotSupported, match="only tcp"):
+    with pytest.raises(NotSupported, match="the container has not an IPv6 address"):
         await host.networks.connect(
-            new_id(), SandboxRequest(ports=[PortRequest(container_port=53, protocol="udp", host_ip="::1", first=53)])
+            new_id(),
+            SandboxRequest(ports=[PortRequest(container_port=53, protocol="sctp", host_ip="::1", first=53, last=53)]),
         )
 
 

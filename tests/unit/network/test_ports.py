@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wherry.errors import InvalidParameter, WherryError
+from wherry.errors import InvalidParameter, NotSupported, WherryError
 from wherry.network.ports import (
+    Held,
     HostPorts,
     PortRequest,
     PortTaken,
@@ -132,11 +133,17 @@ def free_ports(count: int) -> int:
     pytest.fail("no free ports")
 
 
-class Ports(HostPorts):
-    """Closes what a test leaves."""
+FOUR, BOTH, SIX = ("10.0.0.2", ""), ("10.0.0.2", "fd00::2"), ("", "fd00::2")  # a container's addresses
+ANY = "0.0.0.0"
 
-    def __init__(self, default: str = "127.0.0.1", ephemeral: tuple[int, int] | None = None) -> None:
-        super().__init__(default, ephemeral)
+
+class Ports(HostPorts):
+    """Closes what a test leaves; on loopback unless told otherwise."""
+
+    def take(
+        self, request: PortRequest, addresses: tuple[str, str] = FOUR, default_bind: str = "127.0.0.1"
+    ) -> tuple[Held, ...]:
+        return self.acquire(request, addresses, default_bind)
 
     def close(self) -> None:
         for by_address in list(self._held.values()):
@@ -152,7 +159,7 @@ def ports() -> Iterator[Ports]:
 
 def test_a_port_is_held_until_released(ports: Ports) -> None:
     number = free_ports(1)
-    held = ports.acquire(wanted(80, number), "10.0.0.2")
+    held = ports.take(wanted(80, number))
     with socket.socket() as program, pytest.raises(OSError, match="in use"):
         program.bind(("127.0.0.1", number))
     ports.release(held)
@@ -164,14 +171,14 @@ def test_a_port_is_held_until_released(ports: Ports) -> None:
 
 def test_one_address_of_several_collides_only_with_itself_and_with_any() -> None:
     number = free_ports(1)
-    ports = Ports("0.0.0.0")
+    ports = Ports()
     try:
-        ports.acquire(wanted(80, number, host_ip="127.0.0.1"), "10.0.0.2")
-        ports.acquire(wanted(80, number, host_ip="127.0.0.2"), "10.0.0.2")
-        ports.acquire(wanted(80, number, host_ip="127.0.0.1", protocol="udp"), "10.0.0.2")
+        ports.take(wanted(80, number, host_ip="127.0.0.1"))
+        ports.take(wanted(80, number, host_ip="127.0.0.2"))
+        ports.take(wanted(80, number, host_ip="127.0.0.1", protocol="udp"))
         for host_ip in ("127.0.0.1", "0.0.0.0", ""):
             with pytest.raises(PortTaken, match="port is already allocated"):
-                ports.acquire(wanted(80, number, host_ip=host_ip), "10.0.0.2")
+                ports.take(wanted(80, number, host_ip=host_ip), default_bind=ANY)
         assert len(ports) == 3
     finally:
         ports.close()
@@ -179,25 +186,70 @@ def test_one_address_of_several_collides_only_with_itself_and_with_any() -> None
 
 def test_any_address_is_held_for_both_families() -> None:
     number = free_ports(1)
-    ports = Ports("0.0.0.0")
+    ports = Ports()
     try:
-        held = ports.acquire(wanted(80, number), "10.0.0.2")
+        held = ports.take(wanted(80, number), default_bind=ANY)
         assert [one.port.host_ip for one in held] == ["0.0.0.0", "::"]
         assert [one.relayed for one in held] == [False, True]
-        assert [one.port.host_ip for one in ports.acquire(wanted(80, number, protocol="udp"), "x")] == ["0.0.0.0"]
+        also = ports.take(wanted(80, number, protocol="udp"), default_bind=ANY)
+        assert [(one.port.host_ip, one.relayed) for one in also] == [("0.0.0.0", False), ("::", True)]
     finally:
         ports.close()
 
 
+@pytest.mark.parametrize(
+    ("addresses", "host_ip", "respect", "relayed"),
+    [
+        (FOUR, "127.0.0.1", False, False),
+        (FOUR, "::1", False, True),
+        (BOTH, "::1", False, True),  # the kernel does not route it
+        (BOTH, "::", False, True),  # for ::1
+        (SIX, "127.0.0.1", False, True),
+        (SIX, "0.0.0.0", False, True),
+        (FOUR, "0.0.0.0", True, True),
+        (BOTH, "0.0.0.0", True, True),
+        (FOUR, "127.0.0.1", True, False),  # nobody from outside comes this way
+    ],
+)
+def test_a_relay_serves_what_the_firewall_cannot(
+    addresses: tuple[str, str], host_ip: str, respect: bool, relayed: bool
+) -> None:
+    ports = Ports(respect=respect)
+    try:
+        for protocol in ("tcp", "udp"):
+            (held,) = ports.take(wanted(80, free_ports(1), host_ip=host_ip, protocol=protocol), addresses)
+            assert held.relayed == relayed
+            assert held.socket is not None
+            if protocol == "tcp" and relayed:
+                assert held.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+    finally:
+        ports.close()
+
+
+def test_sctp_is_never_relayed() -> None:
+    ports = Ports()
+    try:
+        both = ports.take(wanted(80, free_ports(1), protocol="sctp"), BOTH, default_bind=ANY)
+        assert [(one.port.host_ip, one.relayed) for one in both] == [("0.0.0.0", False), ("::", False)]
+        six = ports.take(wanted(80, free_ports(2) + 1, protocol="sctp"), SIX, default_bind=ANY)
+        assert [one.port.host_ip for one in six] == ["::"]
+        with pytest.raises(NotSupported, match="the container has not an IPv6 address"):
+            ports.take(wanted(80, free_ports(1), host_ip="::1", protocol="sctp"), FOUR)
+    finally:
+        ports.close()
+    with pytest.raises(NotSupported, match="only tcp and udp can be judged"):
+        Ports(respect=True).take(wanted(80, free_ports(1), protocol="sctp"), FOUR)
+
+
 def test_when_one_family_is_taken_neither_is_held() -> None:
     number = free_ports(1)
-    ports = Ports("0.0.0.0")
+    ports = Ports()
     with socket.socket(socket.AF_INET6) as program:
         program.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         program.bind(("::", number))
         program.listen()
         with pytest.raises(PortTaken, match=rf"failed to bind host port for \[::\]:{number}:10.0.0.2:80/tcp: address"):
-            ports.acquire(wanted(80, number), "10.0.0.2")
+            ports.take(wanted(80, number), default_bind=ANY)
     assert len(ports) == 0
     with socket.socket() as program:
         program.bind(("0.0.0.0", number))
@@ -209,12 +261,12 @@ def test_ephemeral_ports_go_round_and_skip_what_is_taken() -> None:
     try:
         with socket.socket() as program:
             program.bind(("127.0.0.1", first + 1))
-            one, two = (ports.acquire(wanted(80), "10.0.0.2") for _ in range(2))
+            one, two = (ports.take(wanted(80)) for _ in range(2))
             assert [held[0].port.host_port for held in (one, two)] == [first, first + 2]
             with pytest.raises(PortTaken, match=r"Bind for 127\.0\.0\.1:0 failed: all ports are allocated"):
-                ports.acquire(wanted(80), "10.0.0.2")
+                ports.take(wanted(80))
         ports.release(one)
-        (again,) = ports.acquire(wanted(80), "10.0.0.2")
+        (again,) = ports.take(wanted(80))
         assert again.port.host_port in (first, first + 1)
     finally:
         ports.close()
