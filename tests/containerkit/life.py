@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,10 @@ from wherry.errors import Conflict, NotFound, Unavailable
 from wherry.events import Events
 from wherry.ids import ContainerID, generate
 from wherry.kernel.mount import Mount
-from wherry.network.endpoint import Endpoint, Port
-from wherry.network.networks import NetworkConfig, Sandbox, SandboxRequest
+from wherry.network.endpoint import Endpoint, EndpointRequest, Port
+from wherry.network.networks import NetworkConfig, Running, Sandbox, SandboxRequest
 from wherry.network.ports import PortRequest
+from wherry.network.records import NetworkRecord
 from wherry.runtime.devices import Device
 from wherry.runtime.shim_client import Exit, Part, RuntimeSpec, Shim, ShimSpec
 from wherry.spec.engine import ContainerConfig, CreateContainer, HostConfig, NetworkingConfig, RestartPolicy
@@ -148,23 +150,77 @@ class StepNetworks:
         self.connected: set[str] = set()
         self.published: dict[str, tuple[Port, ...]] = {}  # where it has been changed
         self.fds: list[int] = []
-        self.running: Mapping[ContainerID, Sequence[Port]] | None = None
+        self.running: Mapping[ContainerID, Running] | None = None
+        self.known = {
+            name: NetworkRecord(id=identity * 64, name=name, driver=driver, created=NOW)
+            for name, identity, driver in (("bridge", "b", "bridge"), ("host", "d", "host"), ("none", "f", "null"))
+        }
+        self.requests: list[SandboxRequest] = []
+        self.joined: list[tuple[str, str]] = []  # container and network of those that came while it ran
+        self.joins: list[tuple[EndpointRequest, str]] = []
+        self.left: list[tuple[str, str, str]] = []
+        self.renamed: list[tuple[str, str, str]] = []
 
-    async def start(self, running: Mapping[ContainerID, Sequence[Port]]) -> None:
+    async def start(self, running: Mapping[ContainerID, Running]) -> None:
         self.running = running
         self.connected = set(running)
 
-    def validate(self, request: SandboxRequest) -> None:
-        if request.mode not in ("", "default", "bridge", "host", "none"):
-            raise NotFound(f"network {request.mode} not found")
+    def add(self, name: str, *, driver: str = "bridge", **options: Any) -> NetworkRecord:
+        """A network that somebody has made."""
+        record = NetworkRecord(id=generate(), name=name, driver=driver, created=NOW, **options)
+        self.known[name] = record
+        return record
+
+    def resolve(self, name: str) -> NetworkRecord:
+        name = "bridge" if name in ("", "default") else name
+        for record in self.known.values():
+            if name == record.name or record.id.startswith(name):
+                return record
+        raise NotFound(f"network {name} not found")
 
     async def connect(self, container_id: str, request: SandboxRequest) -> Sandbox:
         await self.steps.wait("connect")
+        self.requests.append(request)
+        records = [self.resolve(each.network) for each in request.endpoints] or [self.resolve(request.mode)]
         self.connected.add(container_id)
-        if request.mode == "host":
-            return Sandbox(netns=None, endpoints=(ENDPOINT,))
+        endpoints = tuple(self._endpoint(record, number) for number, record in enumerate(records))
+        if records[0].name == "host":
+            return Sandbox(netns=None, endpoints=endpoints)
         self.fds.append(os.open("/dev/null", os.O_RDONLY))
-        return Sandbox(netns=self.fds[-1], endpoints=(ENDPOINT,), ports=(PORT,))
+        return Sandbox(netns=self.fds[-1], endpoints=endpoints, ports=(PORT,))
+
+    def _endpoint(self, record: NetworkRecord, number: int) -> Endpoint:
+        if record.name == "bridge":
+            return ENDPOINT
+        bare = record.driver in ("host", "null")
+        return replace(
+            ENDPOINT,
+            network=record.name,
+            network_id=record.id,
+            endpoint_id=generate(),
+            driver=record.driver,
+            ip="" if bare else f"10.{number}.0.2",
+            ip6="" if bare or not record.ipv6 else f"fd0{number}::2",
+        )
+
+    async def join(
+        self, container_id: str, wanted: EndpointRequest, netns_path: str
+    ) -> tuple[Endpoint, tuple[Port, ...]]:
+        await self.steps.wait("join")
+        record = self.resolve(wanted.network)
+        self.joined.append((container_id, record.name))
+        self.joins.append((wanted, netns_path))
+        return self._endpoint(record, len(self.joined) + 10), (PORT,)
+
+    async def leave(self, container_id: str, network: str, netns_path: str) -> tuple[Port, ...]:
+        await self.steps.wait("leave")
+        with contextlib.suppress(ValueError):
+            self.joined.remove((container_id, self.resolve(network).name))
+        self.left.append((container_id, self.resolve(network).name, netns_path))
+        return ()
+
+    async def rename_container(self, container_id: str, old: str, new: str) -> None:
+        self.renamed.append((container_id, old, new))
 
     async def change_ports(
         self, container_id: str, add: Sequence[PortRequest], remove: Sequence[Port]

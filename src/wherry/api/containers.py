@@ -6,6 +6,7 @@ from msgspec.structs import replace
 from wherry.aio import finish
 from wherry.api.call import Call
 from wherry.api.router import Router
+from wherry.containers.attached import is_users
 from wherry.containers.content import commit as committing
 from wherry.containers.life import create as creating
 from wherry.containers.life import pause as pausing
@@ -23,6 +24,9 @@ from wherry.containers.views.shapes import Document
 from wherry.errors import InvalidParameter
 from wherry.spec import engine
 
+_MAC_DEPRECATED = (
+    "The container-wide MacAddress field is now deprecated. It should be specified in EndpointsConfig instead."
+)
 _LARGEST = 2**32 - 1  # of a terminal's height and width on the wire
 
 
@@ -56,9 +60,17 @@ async def list_(call: Call) -> web.StreamResponse:
 
 
 def _as_asked(call: Call, document: Document) -> Document:
-    """Without what the client's API version does not know."""
+    """Without what the client's API version does not know, and as it was then."""
     if not call.speaks(1, 48):
         document.pop("ImageManifestDescriptor", None)
+    settings = document["NetworkSettings"]
+    assert isinstance(settings, dict)
+    for network, endpoint in settings["Networks"].items():
+        if not call.speaks(1, 48):
+            del endpoint["GwPriority"]
+        if not call.speaks(1, 45) and is_users(network):
+            names = [*(endpoint["Aliases"] or ()), *(endpoint["DNSNames"] or ())[1:]]  # but for the name
+            endpoint["Aliases"] = list(dict.fromkeys(names)) or None
     return document
 
 
@@ -67,6 +79,9 @@ async def create(call: Call) -> web.StreamResponse:
     if not raw.strip():
         raise InvalidParameter("invalid JSON: got EOF while reading request body")
     body = engine.decode(engine.CreateContainer, raw)
+    networks = body.networking_config.endpoints_config or {}
+    if len(networks) > 1 and not call.speaks(1, 44):
+        raise InvalidParameter(f"Container cannot be connected to network endpoints: {', '.join(networks)}")
     if body.healthcheck is not None and not call.speaks(1, 44):
         body = replace(body, healthcheck=replace(body.healthcheck, start_interval=0))
     created = await creating.create(
@@ -76,7 +91,10 @@ async def create(call: Call) -> web.StreamResponse:
         platform=call.text("platform") or None,
         caller=call.caller(),
     )
-    return call.reply({"Id": created.id, "Warnings": list(created.warnings)}, 201)
+    warnings = list(created.warnings)
+    if body.mac_address and call.speaks(1, 44):
+        warnings.append(_MAC_DEPRECATED)
+    return call.reply({"Id": created.id, "Warnings": warnings}, 201)
 
 
 async def inspect(call: Call) -> web.StreamResponse:

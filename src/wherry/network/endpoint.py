@@ -30,9 +30,9 @@ class Endpoint:
     gateway6: str = ""
     interface: str = "eth0"  # in the container
     driver: str = "bridge"
-    link_local_ips: Sequence[str] = ()
-    aliases: Sequence[str] = ()  # as asked for
-    names: Sequence[str] = ()  # all it answers to on this network: container name, aliases, short id
+    link_local_ips: tuple[str, ...] = ()
+    aliases: tuple[str, ...] = ()  # as asked for
+    names: tuple[str, ...] = ()  # all it answers to on this network: container name, aliases, short id
     gw_priority: int = 0  # of those that have a gateway the highest is the default route, then the first by name
     options: Mapping[str, str] = field(default_factory=dict)  # driver_opts of the endpoint
 

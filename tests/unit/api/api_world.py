@@ -13,14 +13,17 @@ from wherry.containers.live import LiveTable
 from wherry.containers.record import Container, State, Status
 from wherry.containers.store import ContainerStore
 from wherry.distribution.config import RegistryConfig
-from wherry.errors import NotFound
+from wherry.errors import Forbidden, NotFound
 from wherry.events import Events
+from wherry.filters import Filters
 from wherry.ids import ContainerID, generate
 from wherry.images import deps as images
+from wherry.network import documents
 from wherry.network.endpoint import Endpoint
 from wherry.network.networks import Networks
+from wherry.network.records import NetworkRecord
 from wherry.runtime.shim_client import RuntimeSpec, Shims
-from wherry.spec.engine import ContainerConfig, HostConfig
+from wherry.spec.engine import ContainerConfig, CreateNetwork, HostConfig
 from wherry.state import State as Database
 from wherry.storage.content import ContentStore
 from wherry.storage.native import NativeSnapshotter
@@ -34,9 +37,42 @@ class FakeNetworks:
 
     def __init__(self) -> None:
         self.asked: list[dict[str, tuple[str, Sequence[Endpoint]]]] = []
+        self.made: list[CreateNetwork] = []
+        self.removed: list[str] = []
+        self.pruned: list[tuple[Filters, int | None]] = []
 
-    def list(self) -> list[dict[str, object]]:
-        return [dict(NETWORK), {"Id": "c" * 64, "Name": "host", "Driver": "host", "Scope": "local"}]
+    def records(self) -> list[NetworkRecord]:
+        return [
+            NetworkRecord(id="b" * 64, name="bridge", driver="bridge", created=1),
+            NetworkRecord(id="a" * 64, name="front", driver="bridge", created=1, labels={"x": "1"}),
+            NetworkRecord(id="c" * 64, name="host", driver="host", created=1),
+        ]
+
+    def list(self) -> "list[dict[str, object]]":
+        return [documents.network(record, {}) for record in self.records()]
+
+    def resolve(self, name: str) -> NetworkRecord:
+        for record in self.records():
+            if name and (name == record.name or record.id.startswith(name)):
+                return record
+        raise NotFound(f"network {name} not found")
+
+    async def create(self, body: CreateNetwork) -> tuple[str, str]:
+        self.made.append(body)
+        return "a" * 64, "be careful"
+
+    async def rename_container(self, container_id: str, old: str, new: str) -> None:
+        pass
+
+    async def remove(self, name: str) -> str:
+        if self.resolve(name).predefined:
+            raise Forbidden(f"{name} is a pre-defined network and cannot be removed")
+        self.removed.append(name)
+        return self.resolve(name).id
+
+    async def prune(self, filters: Filters, before: int | None) -> "list[str]":
+        self.pruned.append((filters, before))
+        return [] if before else ["front"]
 
     def inspect(self, name: str, containers: dict[str, tuple[str, Sequence[Endpoint]]]) -> dict[str, object]:
         self.asked.append(containers)

@@ -15,6 +15,7 @@ from wherry.api.routes import build
 from wherry.containers.live import WaitResult
 from wherry.containers.record import Status
 from wherry.events import Event
+from wherry.spec.engine import IPAMPool
 
 
 class Daemon(World):
@@ -440,14 +441,17 @@ async def test_a_network_is_shown_with_those_that_run_on_it(daemon: Daemon):
 @pytest.mark.parametrize(
     ("wanted", "names"),
     [
-        ({}, ["bridge", "host"]),
+        ({}, ["bridge", "front", "host"]),
         ({"driver": ["host"]}, ["host"]),
         ({"name": ["bri"]}, ["bridge"]),
         ({"id": ["bbb"]}, ["bridge"]),
-        ({"type": ["custom"]}, []),
+        ({"type": ["custom"]}, ["front"]),
+        ({"scope": ["swarm"]}, []),
         ({"type": ["builtin"]}, ["bridge", "host"]),
-        ({"label": ["x"]}, []),
-        ({"dangling": ["true"]}, []),
+        ({"label": ["x"]}, ["front"]),
+        ({"label": ["x=2"]}, []),
+        ({"dangling": ["true"]}, ["front"]),
+        ({"dangling": ["false"]}, ["bridge", "host"]),
     ],
 )
 async def test_networks_are_filtered(daemon: Daemon, wanted: object, names: list[str]):
@@ -455,14 +459,71 @@ async def test_networks_are_filtered(daemon: Daemon, wanted: object, names: list
     assert [each["Name"] for each in found] == names
 
 
-async def test_what_is_not_there_yet_says_so(daemon: Daemon):
-    status, found = await daemon.post("/networks/create", {"Name": "mine"})
-    assert status == 501
-    assert "user-defined networks" in found["message"]
+async def test_networks_come_and_go(daemon: Daemon):
+    body = {"Name": "mine", "EnableIPv6": True, "IPAM": {"Config": [{"Subnet": "10.5.0.0/16"}]}, "Labels": None}
+    assert await daemon.post("/networks/create", body) == (201, {"Id": "a" * 64, "Warning": "be careful"})
+    made = daemon.networks.made[-1]
+    assert (made.name, made.enable_ipv6, made.ipam and made.ipam.config) == (
+        "mine",
+        True,
+        [IPAMPool(subnet="10.5.0.0/16")],
+    )
+    assert (await daemon.delete("/networks/front"))[0] == 204
+    assert daemon.networks.removed == ["front"]
     assert await daemon.delete("/networks/bridge") == (
         403,
         {"message": "bridge is a pre-defined network and cannot be removed"},
     )
+    assert (await daemon.post("/networks/prune"))[1] == {"NetworksDeleted": ["front"]}
+    until = filters({"until": ["1s"]})
+    assert (await daemon.post(f"/networks/prune?filters={until}"))[1] == {"NetworksDeleted": None}
+    assert (await daemon.post(f"/networks/prune?filters={filters({'name': ['x']})}"))[0] == 400
+
+
+async def test_a_network_is_looked_at_within_its_scope(daemon: Daemon):
+    assert (await daemon.get("/networks/bridge?scope=local&verbose=true"))[0] == 200
+    assert await daemon.get("/networks/bridge?scope=swarm") == (404, {"message": "network bridge not found"})
+    assert (await daemon.get("/networks/bridge?verbose=zz"))[1]["message"] == (
+        'invalid value for verbose: zz: strconv.ParseBool: parsing "zz": invalid syntax'
+    )
+    assert "EnableIPv4" in (await daemon.get("/v1.48/networks"))[1][0]
+    assert "EnableIPv4" not in (await daemon.get("/v1.47/networks"))[1][0]
+
+
+async def test_a_container_that_does_not_run_comes_onto_a_network_and_leaves_it(daemon: Daemon):
+    await daemon.add("web", status=Status.EXITED)
+    body = {"Container": "web", "EndpointConfig": {"Aliases": ["www"], "IPAMConfig": {}, "DriverOpts": None}}
+    assert (await daemon.post("/networks/front/connect", body))[0] == 200
+    seen = {}
+    for version in ("1.51", "1.44"):
+        _, (web,) = await daemon.get(f"/v{version}/containers/json?all=1")
+        seen[version] = web["NetworkSettings"]["Networks"]
+    assert list(seen["1.51"]) == ["bridge", "front"]
+    assert seen["1.51"]["front"]["Aliases"] == ["www"]
+    assert seen["1.51"]["front"]["GwPriority"] == 0
+    assert seen["1.44"]["front"]["Aliases"] == ["www", *seen["1.51"]["front"]["DNSNames"][2:]]
+    assert web["Id"][:12] in seen["1.44"]["front"]["Aliases"]
+    assert seen["1.44"]["bridge"]["Aliases"] is None
+    assert "GwPriority" not in seen["1.44"]["front"]
+    assert (await daemon.post("/networks/front/disconnect", {"Container": "web", "Force": True}))[0] == 200
+    status, found = await daemon.post("/networks/front/disconnect", {"Container": "web"})
+    assert status == 500
+    assert found["message"].endswith("is not connected to the network front")
+    assert await daemon.post("/networks/front/connect", {"Container": "nosuch"}) == (
+        404,
+        {"message": "No such container: nosuch"},
+    )
+
+
+async def test_before_1_44_a_container_is_made_on_one_network(daemon: Daemon):
+    body = {"Image": "busybox", "NetworkingConfig": {"EndpointsConfig": {"bridge": {}, "front": {}}}}
+    assert await daemon.post("/v1.43/containers/create", body) == (
+        400,
+        {"message": "Container cannot be connected to network endpoints: bridge, front"},
+    )
+
+
+async def test_what_is_not_there_yet_says_so(daemon: Daemon):
     assert (await daemon.post("/swarm/init", {}))[0] == 501
 
 

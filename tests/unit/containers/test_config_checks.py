@@ -66,7 +66,6 @@ def test_a_bad_config_is_refused_in_words(config, words):
         (HostConfig(log_config=LogConfig(config={"max-sise": "1k"})), InvalidParameter, "unknown log opt 'max-sise'"),
         (HostConfig(log_config=LogConfig(config={"max-file": "0"})), InvalidParameter, "max-file"),
         (HostConfig(oom_score_adj=2000), InvalidParameter, "range for oom score adj"),
-        (HostConfig(links=["a:b"]), NotSupported, "network of their own"),
         (HostConfig(storage_opt={"size": "1G"}), NotSupported, "storage-opt"),
     ],
 )

@@ -181,7 +181,8 @@ async def test_the_layers_stay_when_the_image_is_removed_during_create(world: Li
 @pytest.mark.parametrize(
     ("host", "error", "words"),
     [
-        (HostConfig(network_mode="nosuch"), InvalidParameter, "network nosuch not found"),
+        (HostConfig(network_mode="container:"), InvalidParameter, "invalid container format container:<name|id>"),
+        (HostConfig(links=["nosuch:db"]), InvalidParameter, "could not get container for nosuch: No such container"),
         (HostConfig(network_mode="container:nosuch"), InvalidParameter, "No such container: nosuch"),
         (HostConfig(pid_mode="container:nosuch"), InvalidParameter, "No such container: nosuch"),
         (HostConfig(ipc_mode="container:nosuch"), InvalidParameter, "No such container: nosuch"),

@@ -15,6 +15,7 @@ from wherry.containers.life.stop import stop
 from wherry.containers.life.wait import register
 from wherry.containers.record import Container, MountPoint, Status
 from wherry.errors import Failed, NotFound, Unavailable
+from wherry.network.networks import Running
 from wherry.runtime.shim_client import Exit
 from wherry.spec.engine import HostConfig
 
@@ -154,7 +155,7 @@ async def test_a_run_that_was_not_recorded_is_a_run_like_any_other(world: LifeWo
     assert container.state.started_at > SEEN
     assert (container.state.stopped_by_user, container.state.error) == (False, "")
     if found == GOES_ON:
-        assert world.networks.running == {container.id: (PORT,)}
+        assert world.networks.running == {container.id: Running(netns_path=world.shims.last.netns_path)}
         assert (container.running, container.ports) == (True, (PORT,))
     else:
         assert container.state.status is Status.RESTARTING
@@ -176,7 +177,7 @@ async def test_a_frozen_process_is_a_paused_container(world: LifeWorld) -> None:
 
 async def test_an_adopted_container_obeys_and_its_exit_is_seen(world: LifeWorld) -> None:
     container = await recovered(world, Status.RUNNING, GOES_ON)
-    assert world.networks.running == {container.id: container.ports}
+    assert world.networks.running == {container.id: Running(netns_path=world.shims.last.netns_path)}
     assert container.endpoints
     waiter = await register(world.deps, "web", "not-running")
     await stop(world.deps, "web")
@@ -368,7 +369,8 @@ async def test_the_network_of_another_is_kept_by_its_owner_alone(world: LifeWorl
     joined.endpoints, joined.ports = (), ()
     await left(world, joined, GOES_ON)
     await recover(world.deps)
-    assert world.networks.running == {other.id: other.ports, joined.id: ()}
+    shims = zip((other, joined), world.shims.made, strict=True)
+    assert world.networks.running == {each.id: Running(netns_path=shim.netns_path) for each, shim in shims}
 
 
 async def test_an_unknown_container_is_still_unknown(world: LifeWorld) -> None:

@@ -12,7 +12,7 @@ from wherry.containers.life.remove import remove, remove_locked
 from wherry.containers.life.start import start
 from wherry.containers.live import PendingAttach
 from wherry.containers.record import Status
-from wherry.errors import Conflict, NotFound, NotSupported, Unavailable
+from wherry.errors import Conflict, NotFound, Unavailable
 from wherry.spec.engine import HostConfig
 
 STEPS = ["write containers", "remove snapshot", "discard volume", "write volumes", "write containers"]
@@ -230,9 +230,12 @@ async def test_a_volume_that_another_container_uses_stays(world: LifeWorld) -> N
     assert set(world.state.rows("volumes")) == {one.mounts[0].name}
 
 
-async def test_links_and_unknown_names_are_refused(world: LifeWorld) -> None:
+async def test_links_that_are_none_and_unknown_names_are_refused(world: LifeWorld) -> None:
     await world.create("web")
-    with pytest.raises(NotSupported, match="links are not supported"):
+    with pytest.raises(Conflict, match="Conflict, cannot remove the default link name of the container"):
         await remove(world.deps, "web", link=True)
+    for name in ("web/db", "nosuch/db"):
+        with pytest.raises(NotFound, match=f"No such container: {name}"):
+            await remove(world.deps, name, link=True)
     with pytest.raises(NotFound, match="No such container: nosuch"):
         await remove(world.deps, "nosuch", force=True)

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from containerkit.life import LifeWorld
-from wherry.containers.making.sandbox import joined, request
+from wherry.containers.attached import joined
+from wherry.containers.making.sandbox import request
 from wherry.containers.making.spec import check_security, shim_spec
 from wherry.containers.record import Container, MountPoint
 from wherry.errors import Conflict, InvalidParameter
@@ -139,15 +140,18 @@ async def test_which_list_of_capabilities_is_wrong_is_said(world: LifeWorld) -> 
 async def test_the_network_as_it_is_asked_for(world: LifeWorld) -> None:
     ports = {"80/tcp": [PortBinding(host_port="8080")]}
     container = await world.create("web", host=HostConfig(port_bindings=ports), mac_address="02:00:00:00:00:01")
-    asked = request(container)
-    assert (asked.name, asked.mode, asked.mac) == ("web", "default", "02:00:00:00:00:01")
+    asked = request(world.deps, container)
+    assert (asked.name, asked.mode) == ("web", "bridge")
+    assert [(each.network, each.mac) for each in asked.endpoints] == [("bridge", "02:00:00:00:00:01")]
     assert [port.container_port for port in asked.ports] == [80]
     container.networking = NetworkingConfig(
         endpoints_config={"bridge": EndpointSettings(mac_address="02:00:00:00:00:02")}
     )
-    assert request(container).mac == "02:00:00:00:00:02"
+    assert request(world.deps, container).endpoints[0].mac == "02:00:00:00:00:02"
+    container.networking = NetworkingConfig()  # a record of before there were others
+    assert [each.network for each in request(world.deps, container).endpoints] == ["bridge"]
     off = await world.create("off", network_disabled=True)
-    assert request(off).mode == "none"
+    assert (request(world.deps, off).mode, request(world.deps, off).endpoints) == ("none", [])
     assert joined(off) is None
     other = await world.create("other", host=HostConfig(network_mode="container:web"))
     assert joined(other) == "web"

@@ -13,12 +13,12 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from wherry.aio import finish, settle
+from wherry.containers.attached import joined
 from wherry.containers.deps import Deps
 from wherry.containers.life.remove import discard
 from wherry.containers.making import config as checks
-from wherry.containers.making import limits, names
+from wherry.containers.making import endpoints, limits, links, names
 from wherry.containers.making.mounts import over_daemon, resolve, with_caller
-from wherry.containers.making.sandbox import joined, request
 from wherry.containers.making.sources import doubts, prepare_binds
 from wherry.containers.making.spec import check_security
 from wherry.containers.making.volumes import make_volume
@@ -29,6 +29,7 @@ from wherry.images.garbage import pinned
 from wherry.images.store import Image
 from wherry.kernel import cgroup
 from wherry.network.files import check_dns, parse_extra_host
+from wherry.network.ports import parse_ports
 from wherry.reference import is_identifier, parse
 from wherry.spec.engine import ContainerConfig, CreateContainer, HostConfig, LogConfig, words
 
@@ -69,6 +70,7 @@ async def _create(deps: Deps, body: CreateContainer, image: Image, name: str | N
     config = checks.merge(checks.split_request(body), image.config.config)
     checks.check_config(config)
     asked, discarded = limits.keep_supported(body.host_config, limits.support())
+    checks.check_network_mode(body)
     checks.check_host(asked, settings.runtimes)
     host = checks.with_defaults(
         asked,
@@ -78,6 +80,7 @@ async def _create(deps: Deps, body: CreateContainer, image: Image, name: str | N
         shm_size=settings.default_shm_size,
     )
     try:
+        host = links.resolve(deps, host)
         container = _draft(deps, body, config, host, image, name)
         warnings = _check_all(deps, container)
     except NotFound as exc:  # clients take "not found" for the image, and would pull it
@@ -114,7 +117,7 @@ def _draft(
         args=argv[1:],
         config=config,
         host_config=host,
-        networking=body.networking_config,
+        networking=endpoints.draft(deps.networks, config, host, body.networking_config),
         mounts=_resolve_mounts(deps, config, host),
         driver=deps.snapshots.name,
         runtime=host.runtime,
@@ -160,13 +163,9 @@ def _check_all(deps: Deps, container: Container) -> list[str]:
     check_dns(host.dns or [])
     for extra in host.extra_hosts or []:
         parse_extra_host(extra)
-    other = joined(container)
-    if other is None:
-        deps.networks.validate(request(container))
-    else:
+    parse_ports(container.config.exposed_ports, host.port_bindings, host.publish_all_ports)
+    if (other := joined(container)) is not None:
         deps.store.resolve(other)
-        if host.port_bindings or host.publish_all_ports:
-            raise InvalidParameter("conflicting options: port publishing and the container type network mode")
     for point in container.mounts:
         if point.must_exist:
             prepare_binds([point])

@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable
 
 from wherry.containers.deps import Deps
 from wherry.containers.life import health
+from wherry.containers.life.networking import publish
 from wherry.containers.life.remove import remove_locked
 from wherry.containers.live import WaitResult
 from wherry.containers.making.volumes import unmount_volumes
 from wherry.containers.record import Container, Status
 from wherry.containers.streams import execs
 from wherry.errors import WherryError
-from wherry.events import Event
 from wherry.runtime.shim_client import Exit, Shim
 
 log = logging.getLogger(__name__)
@@ -57,14 +57,7 @@ async def finish(deps: Deps, container: Container, exit_: Exit, *, start: Starte
     seconds = max(0, container.state.finished_at - started) // 10**9
     deps.publish(container, "die", exitCode=str(exit_.code), execDuration=str(seconds))
     for endpoint in endpoints:
-        deps.events.publish(
-            Event(
-                type="network",
-                action="disconnect",
-                actor=endpoint.network_id,
-                attributes={"container": container.id, "name": endpoint.network, "type": endpoint.network},
-            )
-        )
+        publish(deps, container, endpoint, "disconnect")
     for point in container.mounts:
         if point.type == "volume":
             deps.volumes.unmounted(point.name, container.id)

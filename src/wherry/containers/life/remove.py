@@ -4,13 +4,18 @@ import logging
 import shutil
 from pathlib import Path
 
+import msgspec
+
 from wherry.aio import finish, settle
+from wherry.containers.attached import linked
 from wherry.containers.deps import Deps
 from wherry.containers.life.stop import end_now
 from wherry.containers.live import WaitResult
+from wherry.containers.making import links
+from wherry.containers.making.files import change_hosts
 from wherry.containers.record import Container, Status
 from wherry.digest import ChainID
-from wherry.errors import Conflict, NotFound, NotSupported, WherryError
+from wherry.errors import Conflict, NotFound, WherryError
 from wherry.ids import ContainerID
 from wherry.images.garbage import release
 
@@ -23,9 +28,32 @@ async def remove(deps: Deps, name: str, *, force: bool = False, volumes: bool = 
     Raises NotFound, and Conflict when it runs or when another removal is under way. Once begun it goes to its end.
     """
     if link:
-        raise NotSupported("links are not supported by this engine, so there is none to remove")
+        await finish(remove_link(deps, name))
+        return
     container = deps.store.resolve(name)
     await finish(_remove(deps, container, name, force=force, volumes=volumes))
+
+
+async def remove_link(deps: Deps, name: str) -> None:
+    """`web/db`: the container web is no longer linked to the one it knows as db; its hosts are changed at once."""
+    owner, _, alias = name.removeprefix("/").partition("/")
+    if not alias:
+        deps.store.resolve(owner)
+        raise Conflict("Conflict, cannot remove the default link name of the container")
+    try:
+        container = deps.store.resolve(owner)
+    except NotFound:
+        raise NotFound(f"No such container: {name}") from None
+    async with deps.locks(container.id):
+        gone = [(other, each) for other, each in linked(deps.store, container) if each == alias]
+        if not gone:
+            raise NotFound(f"No such container: {name}")
+        left = [text for text in container.host_config.links or () if text.partition(":")[2] != alias]
+        container.host_config = msgspec.structs.replace(container.host_config, links=left or None)
+        await deps.store.save(container)
+        if container.running:
+            lines = [line for other, each in gone for line in links.lines(other, each)]
+            await settle(change_hosts, deps.settings.directory(container), remove=lines)
 
 
 async def _remove(deps: Deps, container: Container, name: str, *, force: bool, volumes: bool) -> None:

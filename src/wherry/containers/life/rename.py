@@ -19,4 +19,5 @@ async def rename(deps: Deps, name: str, new: str) -> None:
             raise InvalidParameter("Renaming a container with the same name as its current name")
         old = container.name
         await deps.store.rename(container, new)
+        await deps.networks.rename_container(container.id, old, new)
     deps.publish(container, "rename", oldName=f"/{old}")

@@ -8,18 +8,21 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 from wherry.aio import finish, settle
+from wherry.containers.attached import asked, joined
 from wherry.containers.deps import Deps
 from wherry.containers.life import exits, health
+from wherry.containers.life.networking import publish
 from wherry.containers.life.stop import cancel_restart
 from wherry.containers.live import Live
+from wherry.containers.making import links
+from wherry.containers.making.endpoints import note_started
 from wherry.containers.making.files import write_network_files
-from wherry.containers.making.sandbox import joined, request
+from wherry.containers.making.sandbox import request
 from wherry.containers.making.sources import prepare_binds
 from wherry.containers.making.spec import shim_spec
 from wherry.containers.making.volumes import mount_volumes, unmount_volumes
 from wherry.containers.record import Container, State, Status
 from wherry.errors import Conflict, Failed, NotModified, WherryError
-from wherry.events import Event
 from wherry.network.networks import Sandbox
 from wherry.runtime.shim_client import Shim
 
@@ -105,9 +108,9 @@ async def _create_process(deps: Deps, container: Container, live: Live, undo: As
                 write_network_files,
                 deps.settings.directory(container),
                 container,
-                network=deps.networks.config,
-                addresses=[endpoint.ip for endpoint in sandbox.endpoints],
-                gateway=deps.networks.bridge_gateway,
+                networks=deps.networks,
+                attached=sandbox.endpoints,
+                links=links.hosts(deps, container),
             )
         undo.push_async_callback(deps.shims.forget, container.id)
         shim = await deps.shims.create(shim_spec(deps, container), netns=sandbox.netns)
@@ -117,9 +120,10 @@ async def _create_process(deps: Deps, container: Container, live: Live, undo: As
 
     undo.push_async_callback(_take_back, deps, container, live, replace(container.state))
     container.endpoints, container.ports = sandbox.endpoints, sandbox.ports
+    note_started(container, sandbox.endpoints)
     await deps.store.save(container)
     for endpoint in sandbox.endpoints:
-        _publish_network(deps, container, endpoint.network, endpoint.network_id, "connect")
+        publish(deps, container, endpoint, "connect")
     return shim
 
 
@@ -159,23 +163,12 @@ async def _connected(deps: Deps, container: Container) -> AsyncIterator[Sandbox]
     if joined(container) is not None:
         yield Sandbox(netns=None, endpoints=())  # joined by path: see containers/making/spec.py
         return
-    sandbox = await deps.networks.connect(container.id, request(container))
+    sandbox = await deps.networks.connect(container.id, request(deps, container))
     try:
-        yield sandbox
+        yield sandbox if asked(container) else replace(sandbox, endpoints=())  # loopback alone: on no network
     finally:
         if sandbox.netns is not None:
             os.close(sandbox.netns)
-
-
-def _publish_network(deps: Deps, container: Container, network: str, network_id: str, action: str) -> None:
-    deps.events.publish(
-        Event(
-            type="network",
-            action=action,
-            actor=network_id,
-            attributes={"container": container.id, "name": network, "type": network},
-        )
-    )
 
 
 async def _note_failure(deps: Deps, container: Container, live: Live, error: WherryError) -> None:

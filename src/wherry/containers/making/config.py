@@ -126,10 +126,6 @@ def check_host(host: HostConfig, runtimes: Mapping[str, object]) -> None:
     if host.log_config.type not in ("", *LOG_DRIVERS):
         raise InvalidParameter(f"logger: no log driver named '{host.log_config.type}' is registered")
     _check_log_options(host.log_config)
-    if host.links:
-        raise NotSupported(
-            "links are not supported by this engine: put the containers on a network of their own instead"
-        )
     if host.shm_size < 0:
         raise InvalidParameter("SHM size can not be less than 0")
     if not -1000 <= host.oom_score_adj <= 1000:
@@ -146,6 +142,39 @@ def check_host(host: HostConfig, runtimes: Mapping[str, object]) -> None:
         raise NotSupported(
             f'could not select device driver "{host.device_requests[0].driver}" with capabilities: {capabilities}'
         )
+
+
+def check_network_mode(body: CreateContainer) -> None:
+    """What cannot be asked for in the network of the host or of another container; in Docker's order and words."""
+    host = body.host_config
+    if host.uts_mode == "host" and body.hostname:
+        raise InvalidParameter("conflicting options: hostname and the UTS mode")
+    if host.network_mode == "host" and host.links:
+        raise _undefined("host type networking")
+    kind, _, other = host.network_mode.partition(":")
+    if kind != "container":
+        return
+    if not other:
+        raise InvalidParameter("Invalid network mode: invalid container format container:<name|id>")
+    if body.hostname:
+        raise InvalidParameter("conflicting options: hostname and the network mode")
+    if host.links:
+        raise _undefined("container type network")
+    for given, what in (
+        (host.dns, "dns and the network mode"),
+        (host.extra_hosts, "custom host-to-IP mapping and the network mode"),
+        (body.mac_address, "mac-address and the network mode"),
+        (host.port_bindings or host.publish_all_ports, "port publishing and the container type network mode"),
+        (body.exposed_ports, "port exposing and the container type network mode"),
+    ):
+        if given:
+            raise InvalidParameter(f"conflicting options: {what}")
+
+
+def _undefined(what: str) -> InvalidParameter:
+    return InvalidParameter(
+        f"conflicting options: {what} can't be used with links. This would result in undefined behavior"
+    )
 
 
 def _check_restart(host: HostConfig) -> None:

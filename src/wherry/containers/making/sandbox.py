@@ -1,34 +1,34 @@
 """A container's network as the network room is asked for it."""
 
+from wherry.containers.attached import asked
+from wherry.containers.deps import Deps
+from wherry.containers.making import endpoints
 from wherry.containers.record import Container
-from wherry.ids import short
-from wherry.network.endpoint import EndpointRequest
-from wherry.network.networks import SandboxRequest
+from wherry.network import files
+from wherry.network.endpoint import NameServers
+from wherry.network.networks import NetworkConfig, SandboxRequest
 from wherry.network.ports import parse_ports
 
 
-def joined(container: Container) -> str | None:
-    """The container whose network this one shares (`--network container:x`), as typed; None otherwise."""
-    mode = container.host_config.network_mode
-    return mode.removeprefix("container:") if mode.startswith("container:") else None
-
-
-def request(container: Container) -> SandboxRequest:
-    """Raises InvalidParameter for bad ports."""
+def request(deps: Deps, container: Container) -> SandboxRequest:
+    """Raises InvalidParameter for bad ports, Forbidden for a network that takes no containers."""
     config, host = container.config, container.host_config
-    wanted = next(iter((container.networking.endpoints_config or {}).values()), None)
-    mode = "none" if config.network_disabled is True else host.network_mode
+    wanted = asked(container)
     return SandboxRequest(
         name=container.name,
-        mode=mode,
+        mode=next(iter(wanted), "none"),
         ports=parse_ports(config.exposed_ports, host.port_bindings, host.publish_all_ports),
-        endpoints=[
-            EndpointRequest(
-                network=mode,
-                ip=wanted.ipam_config.ipv4_address if wanted and wanted.ipam_config else "",
-                mac=(wanted.mac_address if wanted else "") or config.mac_address or "",
-                names=(container.name, short(container.id)),
-                aliases=tuple((wanted.aliases if wanted else None) or ()),
-            )
-        ],
+        endpoints=[endpoints.endpoint_request(deps, container, *each) for each in wanted.items()],
+        nameservers=nameservers(container, deps.networks.config),
+    )
+
+
+def nameservers(container: Container, config: NetworkConfig) -> NameServers:
+    """Reads the host's resolv.conf."""
+    host = container.host_config
+    return files.upstream(
+        files.host_resolv_conf(),
+        dns=host.dns or config.dns,
+        search=host.dns_search or config.dns_search,
+        options=host.dns_options or config.dns_options,
     )

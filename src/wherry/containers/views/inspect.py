@@ -3,6 +3,7 @@
 import msgspec
 
 from wherry.aio import settle
+from wherry.containers.attached import joined, linked
 from wherry.containers.deps import Deps
 from wherry.containers.record import Container, Health, Status
 from wherry.containers.views import shapes
@@ -124,6 +125,7 @@ def host_config(deps: Deps, container: Container) -> Document:
     document: Document = msgspec.to_builtins(host)
     document.update({"IOMaximumIOps": 0, "IOMaximumBandwidth": 0})
     document["NetworkMode"] = shapes.network_mode(container)
+    document["Links"] = _links(deps, container)
     document["LogConfig"] = {
         "Type": host.log_config.type or deps.settings.log_driver,
         "Config": host.log_config.config or {},
@@ -150,10 +152,14 @@ def host_config(deps: Deps, container: Container) -> Document:
     return document
 
 
+def _links(deps: Deps, container: Container) -> list[str] | None:
+    return [f"/{other.name}:/{container.name}/{alias}" for other, alias in linked(deps.store, container)] or None
+
+
 def network_settings(container: Container) -> Document:
     """NetworkSettings, with the fields of the default bridge repeated at the top as older clients expect."""
     bridge = next((each for each in container.endpoints if each.network == "bridge"), None)
-    own = container.running and bool(container.endpoints)
+    own = container.running and joined(container) is None
     return {
         "Bridge": "",
         "SandboxID": container.id if own else "",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 import msgspec
 
 from wherry.aio import settle
+from wherry.containers.attached import linking
 from wherry.containers.deps import Deps
 from wherry.containers.record import Container, Status
 from wherry.containers.views import shapes
@@ -46,6 +47,10 @@ async def list_containers(
     everything = all or limit > 0 or "status" in filters
     tests = _tests(deps, filters)
     now = time.time_ns()
+    linked = {
+        container_id: [f"/{user.name}/{alias}" for user, alias in users]
+        for container_id, users in linking(deps.store).items()
+    }
     images: dict[str, set[str]] = {}  # reference -> image IDs: 500 containers have few images
     found: list[Document] = []
     for container in reversed(deps.store.all()):
@@ -53,6 +58,7 @@ async def list_containers(
             continue
         if _passes(tests, container):
             document = summary(deps, container, now, images)
+            document["Names"] = [f"/{container.name}", *linked.get(container.id, ())]
             if size:
                 document.update(await measure(deps, container))
             found.append(document)

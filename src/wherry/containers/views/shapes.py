@@ -1,10 +1,13 @@
 """Pieces of Docker's documents that inspect and list share: times, words for durations, ports, mounts, endpoints."""
 
 import time
-from collections.abc import Mapping
 
+import msgspec
+
+from wherry.containers.attached import asked, dns_names, is_users
 from wherry.containers.record import Container, HealthStatus, MountPoint, Status
 from wherry.network.endpoint import Endpoint
+from wherry.network.records import HOST
 from wherry.spec.engine import EndpointSettings
 
 Document = dict[str, object]
@@ -102,32 +105,25 @@ def _mount(point: MountPoint) -> Document:
 
 def networks(container: Container) -> dict[str, Document]:
     """EndpointSettings by network name: as they are while it runs, else as they were asked for."""
-    asked = container.networking.endpoints_config or {}
-    if container.endpoints:
-        return {each.network: _endpoint(asked.get(each.network), each) for each in container.endpoints}
-    mode = network_mode(container)
-    if mode.startswith("container:"):
-        return {}
-    return {mode: _endpoint(asked.get(mode), None)}
+    found = {each.network: each for each in container.endpoints}
+    wanted = asked(container)
+    # those it is on come first: a record may be older than the wish
+    names = dict.fromkeys([*found, *wanted]) if container.running else wanted
+    return {name: _endpoint(container, name, wanted.get(name) or EndpointSettings(), found.get(name)) for name in names}
 
 
-def _endpoint(asked: EndpointSettings | None, found: Endpoint | None) -> Document:
-    ipam: Mapping[str, str] | None = None
-    if asked is not None and asked.ipam_config is not None:
-        config = asked.ipam_config
-        ipam = {
-            key: value
-            for key, value in (("IPv4Address", config.ipv4_address), ("IPv6Address", config.ipv6_address))
-            if value
-        }
+def _endpoint(container: Container, name: str, given: EndpointSettings, found: Endpoint | None) -> Document:
+    """As in Docker it has names for others as soon as it has been on a network that somebody made."""
+    network_id = found.network_id if found else given.network_id
+    named = network_id and is_users(name)
     return {
-        "IPAMConfig": ipam,
-        "Links": asked.links if asked else None,
-        "Aliases": asked.aliases if asked else None,
-        "MacAddress": found.mac if found else asked.mac_address if asked else "",
-        "DriverOpts": asked.driver_opts if asked else None,
-        "GwPriority": asked.gw_priority if asked else 0,
-        "NetworkID": found.network_id if found else "",
+        "IPAMConfig": None if given.ipam_config is None else msgspec.to_builtins(given.ipam_config),
+        "Links": given.links,
+        "Aliases": given.aliases,
+        "MacAddress": found.mac if found else given.mac_address,
+        "DriverOpts": given.driver_opts,
+        "GwPriority": given.gw_priority,
+        "NetworkID": network_id,
         "EndpointID": found.endpoint_id if found else "",
         "Gateway": found.gateway if found else "",
         "IPAddress": found.ip if found else "",
@@ -135,13 +131,13 @@ def _endpoint(asked: EndpointSettings | None, found: Endpoint | None) -> Documen
         "IPv6Gateway": found.gateway6 if found else "",
         "GlobalIPv6Address": found.ip6 if found else "",
         "GlobalIPv6PrefixLen": found.prefix6 if found else 0,
-        "DNSNames": None,
+        "DNSNames": dns_names(container, given.aliases or ()) if named else None,
     }
 
 
 def has_ports(container: Container) -> bool:
     """Ports mean something: it runs, and has a network stack of its own."""
-    return container.running and bool(container.endpoints) and network_mode(container) not in ("host", "none")
+    return container.running and any(each.network not in (HOST, "none") for each in container.endpoints)
 
 
 def port_map(container: Container) -> dict[str, list[Document] | None]:
