@@ -18,6 +18,8 @@ import pytest
 from wherry.aio import settle
 from wherry.errors import Conflict, Failed, InvalidParameter
 from wherry.events import Events
+from wherry.kernel import loop
+from wherry.kernel.mount import mount_raw, umount
 from wherry.state import State
 from wherry.volumes import changes
 from wherry.volumes.changes import Feed
@@ -237,6 +239,34 @@ async def test_a_clone_and_a_snapshot_of_a_limited_volume_in_use(world: World, v
             assert done.returncode == 0, done.stdout.decode()
 
 
+@pytest.mark.parametrize("size", ["", "32m"])
+async def test_copies_share_their_blocks_where_the_file_system_can(tmp_path: Path, size: str) -> None:
+    disk, place = tmp_path / "disk", tmp_path / "btrfs"
+    with disk.open("wb") as file:
+        file.truncate(256 << 20)
+    place.mkdir()
+    await settle(lambda: subprocess.run(["mkfs.btrfs", "-q", str(disk)], check=True, timeout=60))
+    with loop.attached(str(disk)) as device:
+        mount_raw(device, str(place), "btrfs", 0)
+        try:
+            volumes = await World(place).open()
+            await volumes.create("data", options={"size": size} if size else None)
+            async with volumes.borrow("data") as path:
+                (path / "big").write_bytes(os.urandom(20 << 20))
+                os.sync()
+                before = os.statvfs(place).f_bfree
+                await changes.clone(volumes, "data", "copy")
+                await changes.snapshot(volumes, "data", "s")
+            os.sync()
+            assert (before - os.statvfs(place).f_bfree) * 4096 < 8 << 20
+            await changes.rollback(volumes, "data", "s")
+            async with volumes.borrow("data") as path, volumes.borrow("copy") as copied:
+                assert (path / "big").read_bytes() == (copied / "big").read_bytes()
+            del volumes
+        finally:
+            umount(place)
+
+
 async def test_a_clone_of_what_is_in_memory_is_kept_on_disk(world: World, volumes: Volumes) -> None:
     await volumes.create("memory", options={"type": "tmpfs", "device": "tmpfs"})
     path = await volumes.mount("memory", "c1")
@@ -254,6 +284,8 @@ DAEMON = """
 import asyncio, sys
 from pathlib import Path
 from wherry.events import Events
+from wherry.kernel import loop
+from wherry.kernel.mount import mount_raw, umount
 from wherry.state import State
 from wherry.volumes import changes
 from wherry.volumes.volumes import Volumes
