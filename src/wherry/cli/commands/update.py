@@ -5,7 +5,7 @@ from __future__ import annotations
 from wherry.cli import run_values as check
 from wherry.cli.batch import for_each
 from wherry.cli.command import CLI, UNLIMITED, Command
-from wherry.cli.console import Failure, line, warn
+from wherry.cli.console import Failure, line
 from wherry.cli.flags import BYTES, CPUS, INT, LIST, MEMORY_SWAP, STRING, UINT16, Flag, Flags
 from wherry.cli.ports import PortError, parse_publish
 from wherry.cli.run_config import restart_policy
@@ -104,8 +104,8 @@ def run(cli: CLI, flags: Flags, arguments: list[str]) -> int:
 
     warnings: list[str] = []
     code = for_each(arguments, act)
-    for warning in warnings:
-        warn(warning)
+    for warning in warnings:  # docker says them on stdout here
+        line(warning)
     return code
 
 

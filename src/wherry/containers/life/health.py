@@ -121,16 +121,16 @@ async def _note(deps: Deps, container: Container, probe: Probe) -> None:
     before = container.state.health
     assert before is not None
     after = container.state.health = judge(container, before, probe)
+    if after.status is not before.status:
+        why = {"exitCode": str(probe.exit_code), "output": " ".join(probe.output.split())[:ATTRIBUTE_LIMIT]}
+        attributes = why if after.status is HealthStatus.UNHEALTHY else {}
+        deps.publish(container, f"health_status: {after.status}", **attributes)
     if (after.status, after.failing_streak) == (before.status, before.failing_streak):
         return  # not worth a write to the disk: a daemon that starts again sees an older log
     try:
         await deps.store.save(container)
     except WherryError as exc:
         log.warning("the health of container %s is not noted: %s", container.name, exc.message)
-    if after.status is not before.status:
-        why = {"exitCode": str(probe.exit_code), "output": " ".join(probe.output.split())[:ATTRIBUTE_LIMIT]}
-        attributes = why if after.status is HealthStatus.UNHEALTHY else {}
-        deps.publish(container, f"health_status: {after.status}", **attributes)
 
 
 def judge(container: Container, before: Health, probe: Probe) -> Health:
