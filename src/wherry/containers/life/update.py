@@ -131,17 +131,24 @@ def _settled(now: HostConfig, wanted: HostConfig, ports: publishing.Change) -> H
 
 
 async def _change_ports(deps: Deps, container: Container, change: publishing.Change, undo: AsyncExitStack) -> None:
+    """A port of the host that moves to another port of the container is given up first, the others at the end."""
     if not container.running or not (change.add or change.remove):
         return
-    before = container.ports
-    container.ports = await deps.networks.change_ports(container.id, change.add, change.remove)
+    undo.push_async_callback(_take_ports_back, deps, container, container.ports)
+    moving = [port for port in change.remove if any(_wants(request, port) for request in change.add)]
+    if moving:
+        container.ports = await deps.networks.change_ports(container.id, (), moving)
+    leaving = [port for port in change.remove if port not in moving]
+    container.ports = await deps.networks.change_ports(container.id, change.add, leaving)
+
+
+def _wants(request: PortRequest, port: Port) -> bool:
+    return request.protocol == port.protocol and request.first <= port.host_port <= request.last
+
+
+async def _take_ports_back(deps: Deps, container: Container, before: tuple[Port, ...]) -> None:
     added = [port for port in container.ports if port not in before]
-    undo.push_async_callback(_take_ports_back, deps, container, before, added)
-
-
-async def _take_ports_back(deps: Deps, container: Container, before: tuple[Port, ...], added: list[Port]) -> None:
-    missing = [port for port in before if port not in container.ports]
-    again = [
+    missing = [
         PortRequest(
             container_port=port.container_port,
             protocol=port.protocol,
@@ -149,9 +156,13 @@ async def _take_ports_back(deps: Deps, container: Container, before: tuple[Port,
             first=port.host_port,
             last=port.host_port,
         )
-        for port in missing
+        for port in before
+        if port not in container.ports
     ]
-    await _tried(deps.networks.change_ports(container.id, again, added), container)
+    if added:  # first: they may hold what is missing
+        await _tried(deps.networks.change_ports(container.id, (), added), container)
+    if missing:
+        await _tried(deps.networks.change_ports(container.id, missing, ()), container)
     container.ports = before
 
 
