@@ -108,6 +108,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_u
     dns_opts: list[str] = []
     dns_search: list[str] = []
     host_dns: str = ""
+    host_gateway_ips: list[str] = []
+    default_network_opts: dict[str, dict[str, str]] = {}  # by driver: options of networks to be made
+    firewall: str = ""  # "respect": published ports obey the host's own input rules. Not in dockerd
     registry: dict[str, Any] | None = None  # wherry.registry.config.Config: serve the images as a registry
     tls: bool = False
     tlsverify: bool = False
@@ -173,6 +176,8 @@ _FLAGS: tuple[tuple[tuple[str, ...], str, str, str], ...] = (
     (("--dns-opt",), "dns-opts", "list", "DNS option of containers (repeatable)"),
     (("--dns-search",), "dns-search", "list", "DNS search domain of containers (repeatable)"),
     (("--host-dns",), "host-dns", "text", "Where the host may ask for NAME.NETWORK.wherry: 127.0.0.153:53"),
+    (("--host-gateway-ip",), "host-gateway-ips", "list", "What host-gateway means in --add-host (default: the bridge)"),
+    (("--firewall",), "firewall", "text", "respect: published ports obey the host's own input rules"),
     (("--tls",), "tls", "switch", "Use TLS on tcp:// sockets; implied by --tlsverify"),
     (("--tlsverify",), "tlsverify", "switch", "Use TLS and verify the client"),
     (("--tlscacert",), "tlscacert", "text", "Certificates of the authority that clients must come from"),
@@ -370,14 +375,15 @@ def _check_network(config: Config) -> None:
             )
     for pool in config.default_address_pools:
         try:
-            network = ipaddress.IPv4Network(pool.base)
+            network = ipaddress.ip_network(pool.base)
         except ValueError as exc:
             raise InvalidParameter(f"invalid default-address-pools base {pool.base!r}: {exc}") from exc
-        if not network.prefixlen <= pool.size <= 30:
+        longest = 30 if network.version == 4 else 126
+        if not network.prefixlen <= pool.size <= longest:
             raise InvalidParameter(
-                f"invalid default-address-pools size {pool.size} for {pool.base}: want {network.prefixlen} to 30"
+                f"invalid default-address-pools size {pool.size} for {pool.base}: want {network.prefixlen} to {longest}"
             )
-    for key, values in (("ip", [config.ip]), ("dns", config.dns)):
+    for key, values in (("ip", [config.ip]), ("dns", config.dns), ("host-gateway-ips", config.host_gateway_ips)):
         for value in values:
             try:
                 ipaddress.ip_address(value)
@@ -385,6 +391,8 @@ def _check_network(config: Config) -> None:
                 raise InvalidParameter(f"invalid {key}: {exc}") from exc
     if config.host_dns:
         parse_address(config.host_dns)
+    if config.firewall not in ("", "respect"):
+        raise InvalidParameter(f"invalid firewall {config.firewall!r}: leave it out, or say respect")
 
 
 def _check_labels(config: Config) -> None:

@@ -234,6 +234,9 @@ def network_config(config: Config) -> NetworkConfig:
         dns_options=config.dns_opts,
         dns_search=config.dns_search,
         host_dns=config.host_dns,
+        host_gateways=config.host_gateway_ips,
+        network_options=config.default_network_opts,
+        respect_firewall=config.firewall == "respect",
         address_pools=pools,
     )
 

@@ -33,6 +33,7 @@ class Endpoint:
     link_local_ips: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()  # as asked for
     names: tuple[str, ...] = ()  # all it answers to on this network: container name, aliases, short id
+    on_link: bool = False  # leads out without a gateway: ipvlan's l3
     gw_priority: int = 0  # of those that have a gateway the highest is the default route, then the first by name
     options: Mapping[str, str] = field(default_factory=dict)  # driver_opts of the endpoint
 

@@ -89,6 +89,9 @@ def _rank(attachment: Attachment) -> tuple[int, str]:
 def routes(attachments: Sequence[Attachment]) -> list[tuple[str, str]]:
     """Interface and gateway of each default route."""
     four, six = ways_out(attachments)
+    if four is None and six is None:
+        direct = min((each for each in attachments if each.endpoint.on_link), key=_rank, default=None)
+        return [(direct.endpoint.interface, "")] if direct else []
     found = [(four.endpoint.interface, four.endpoint.gateway)] if four else []
     return found + ([(six.endpoint.interface, six.endpoint.gateway6)] if six else [])
 

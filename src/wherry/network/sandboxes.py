@@ -20,7 +20,7 @@ from wherry.network import ipam, plan
 from wherry.network.catalog import Catalog
 from wherry.network.dns.names import Link, Names, View
 from wherry.network.dns.server import Resolver
-from wherry.network.drivers import namespaces
+from wherry.network.drivers import lan, namespaces
 from wherry.network.egress.gates import Gates
 from wherry.network.endpoint import Endpoint, EndpointRequest, NameServers, Port
 from wherry.network.places import Namespace, NetworkDriver, Publication
@@ -143,7 +143,7 @@ class Sandboxes:
             except Conflict as exc:
                 raise Failed(f"{SETUP}: {exc.message}") from exc
             undo.callback(catalog.release, record.id, str(interface.ip))
-            gateway = "" if record.internal or not self._routed(record) else str(pool.gateway.ip)
+            gateway = "" if record.internal or not self._routed(record, version) else str(pool.gateway.ip)
             found[version] = str(interface.ip), pool.subnet.prefixlen, gateway
         ip, prefix, gateway = found.get(4, ("", 0, ""))
         ip6, prefix6, gateway6 = found.get(6, ("", 0, ""))
@@ -165,14 +165,17 @@ class Sandboxes:
             link_local_ips=tuple(wanted.link_local_ips),
             aliases=tuple(wanted.aliases),
             names=tuple(wanted.names),
+            on_link=lan.on_link(record),
             gw_priority=wanted.gw_priority,
             options=wanted.options,
         )
         return Attachment(endpoint=endpoint, host_name=f"veth{endpoint_id[:7]}", links=wanted.links)
 
-    def _routed(self, record: NetworkRecord) -> bool:
-        """False on bridge networks that the host keeps to themselves."""
-        return record.options.get("com.docker.network.bridge.gateway_mode_ipv4") != "isolated"
+    def _routed(self, record: NetworkRecord, version: int) -> bool:
+        """False on bridge networks that the host keeps to themselves, and where there is no way out or no gateway."""
+        if record.driver != BRIDGE:
+            return lan.leads_out(record) and not lan.on_link(record)
+        return record.options.get(f"com.docker.network.bridge.gateway_mode_ipv{version}") != "isolated"
 
     def _leave_network(self, network_id: str) -> None:
         self._parts.catalog.uses[network_id] -= 1

@@ -38,6 +38,11 @@ def leads_out(network: NetworkRecord) -> bool:
     return not network.internal and bool(network.options.get(PARENT))
 
 
+def on_link(network: NetworkRecord) -> bool:
+    """Where the kernel routes by itself and there is nobody to ask for an address: ipvlan's l3 modes."""
+    return network.driver == IPVLAN and leads_out(network) and network.options.get("ipvlan_mode", "l2") != "l2"
+
+
 def split_vlan(parent: str) -> tuple[str, int]:
     """`eth0.10` to the interface and the tag. Raises InvalidParameter in Docker's words."""
     name, _, text = parent.rpartition(".")
