@@ -1,6 +1,6 @@
 """update: Docker's rules for limits and restart policies, and that it happens wholly or not at all."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from wherry.containers.making.config import check_update
 from wherry.containers.making.limits import Support, keep_supported
 from wherry.containers.record import Container, Status
 from wherry.errors import Conflict, Failed, InvalidParameter, NotFound, Unavailable, WherryError
+from wherry.kernel import cgroup
 from wherry.spec.engine import HostConfig, PortBinding, Resources, RestartPolicy, UpdateContainer, decode
 
 MIB = 1 << 20
@@ -283,3 +284,42 @@ async def test_mounts_and_devices_are_all_taken_back_when_one_fails(world: LifeW
     assert [point.destination for point in container.mounts] == ["/a"]
     await update(world.deps, "web", UpdateContainer(mount_rm=["/a/"], mount_add=[Mount(type="tmpfs", target="/a")]))
     assert [(point.destination, point.type) for point in container.mounts] == [("/a", "tmpfs")]
+
+
+@pytest.mark.parametrize(
+    ("lift", "groups", "file", "written"),
+    [
+        (cgroup.lift_pids, "", "pids.max", "max"),
+        (cgroup.lift_pids, "pids", "pids.max", "max"),
+        (cgroup.lift_cpu, "", "cpu.max", "max"),
+        (cgroup.lift_cpu, "cpu", "cpu.cfs_quota_us", "-1"),
+    ],
+)
+def test_a_limit_is_lifted_in_either_kind_of_group(
+    tmp_path: Path, lift: Callable[[dict[str, str]], None], groups: str, file: str, written: str
+) -> None:
+    (tmp_path / file).touch()
+    lift({groups: str(tmp_path)})
+    assert (tmp_path / file).read_text() == written
+    lift({"other": "/nowhere"})
+
+
+async def test_a_port_that_moves_is_given_up_before_it_is_taken(world: LifeWorld) -> None:
+    container = await world.run("web", host=PUBLISHED)
+    world.steps.clear()
+    moved = UpdateContainer(publish_rm=["80"], publish_add={"81/tcp": [PortBinding(host_port="8080")]})
+    await update(world.deps, "web", moved)
+    assert world.steps.taken == ["change ports", "change ports", "write containers"]
+    assert [(port.container_port, port.host_port) for port in container.ports] == [(81, 8080)]
+
+
+@pytest.mark.parametrize("step", range(3))
+async def test_a_port_that_cannot_move_stays(world: LifeWorld, step: int) -> None:
+    container = await world.run("web", host=PUBLISHED)
+    world.steps.clear(fail_at=step)
+    moved = UpdateContainer(publish_rm=["80"], publish_add={"81/tcp": [PortBinding(host_port="8080")]})
+    with pytest.raises(Unavailable):
+        await update(world.deps, "web", moved)
+    assert container.ports == (PORT,)
+    assert world.networks.published.get(container.id, (PORT,)) == (PORT,)
+    assert container.host_config.port_bindings == PUBLISHED.port_bindings
