@@ -33,13 +33,24 @@ def add(router: Router) -> None:
 async def list_(call: Call) -> web.StreamResponse:
     filters = call.filters()
     filters.check(FILTERS)
-    if any(kind not in ("builtin", "custom") for kind in filters.get("type")):
-        raise filters.invalid("type")
-    dangling = filters.boolean("dangling", default=False) if "dangling" in filters else None
+    if bad := [kind for kind in filters.get("type") if kind not in ("builtin", "custom")]:
+        raise InvalidParameter(f"invalid filter: 'type'='{bad[0]}'")
+    dangling = _dangling(filters)
     used = {endpoint.network_id for _, endpoints in _attached(call).values() for endpoint in endpoints}
     networks = call.services.networks
     wanted = {record.id for record in networks.records() if _wanted(record, filters, dangling, used)}
     return call.reply([_as_asked(call, found) for found in networks.list() if found["Id"] in wanted])
+
+
+def _dangling(filters: Filters) -> bool | None:
+    if "dangling" not in filters:
+        return None
+    try:
+        return filters.boolean("dangling", default=False)
+    except InvalidParameter:
+        raise InvalidParameter(
+            'invalid value for filter \'dangling\', must be "true" (or "1"), or "false" (or "0")'
+        ) from None
 
 
 def _wanted(record: NetworkRecord, filters: Filters, dangling: bool | None, used: set[str]) -> bool:

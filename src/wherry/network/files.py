@@ -190,9 +190,10 @@ def own_lines(addresses: Iterable[str], *, hostname: str, domainname: str = "") 
 
 
 def change_hosts(text: str, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> str:
-    """/etc/hosts with some lines gone and some added at its end; what else stands there, by whomever, is kept."""
-    gone = set(remove)
-    kept = [line for line in text.splitlines(keepends=True) if f"{line.rstrip()}\n" not in gone]
+    """/etc/hosts with some lines added at its end, and without those that begin with address and first name of one of
+    `remove`; what else stands there, by whomever, is kept."""
+    gone = [line.split()[:2] for line in remove]
+    kept = [line for line in text.splitlines(keepends=True) if not gone or line.split()[:2] not in gone]
     if kept and not kept[-1].endswith("\n"):
         kept[-1] += "\n"
     return "".join([*kept, *(line for line in add if line not in kept)])

@@ -101,7 +101,8 @@ async def test_logs_go_where_the_record_says(world: LifeWorld) -> None:
 async def test_namespaces_of_others_are_joined_while_these_run(world: LifeWorld, field: str, kind: str) -> None:
     other = await world.create("other")
     container = await world.create("web", host=HostConfig(**{field: "container:other"}))
-    with pytest.raises(Conflict, match=f"cannot join {kind} namespace of a non running container: {other.id}"):
+    words = kind if kind == "network" else f"{kind} namespace"
+    with pytest.raises(Conflict, match=f"cannot join {words} of a non running container: {other.id}"):
         shim_spec(world.deps, container)
     shim = world.shims.add(other.id, started=True)
     world.live(other).shim = shim

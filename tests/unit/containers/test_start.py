@@ -304,7 +304,7 @@ async def test_a_shared_network_is_joined_through_the_other_s_process(world: Lif
     assert world.networks.connected == {other.id}
     await stop(world.deps, "other")
     await stop(world.deps, "web")
-    with pytest.raises(Conflict, match="cannot join network namespace of a non running container"):
+    with pytest.raises(Conflict, match="cannot join network of a non running container"):
         await start(world.deps, "web")
 
 

@@ -169,7 +169,10 @@ def _check_all(deps: Deps, container: Container) -> list[str]:
     for point in container.mounts:
         if point.must_exist:
             prepare_binds([point])
-    return [*doubts(container.mounts), *check_security(deps, container)]
+    warnings = [*doubts(container.mounts), *check_security(deps, container)]
+    if host.network_mode == "host" and host.port_bindings:
+        warnings.append("Published ports are discarded when using host network mode")
+    return warnings
 
 
 async def _make_volumes(deps: Deps, container: Container, image: Image) -> None:

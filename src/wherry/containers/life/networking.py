@@ -38,9 +38,9 @@ async def _connect(deps: Deps, network: str, container: Container, settings: End
     async with deps.locks(container.id):
         _refuse_removed(deps, container)
         record = deps.networks.resolve(network)
-        _refuse_combination(container, record)
         endpoints.refuse_configuration(record)
         endpoints.check(deps.networks, record.id, settings)
+        _refuse_combination(container, record)
         settings = endpoints.with_network(settings, record)
         if container.running:
             await _join(deps, container, record, settings)

@@ -1,4 +1,4 @@
-"""The networks a container is to be on: what was asked for, checked in Docker's words, and what the network room gets."""
+"""The networks a container is to be on: what was asked for, checked in Docker's words; as the network room gets it."""
 
 import ipaddress
 from collections.abc import Iterable, Mapping, Sequence

@@ -21,6 +21,8 @@ from wherry.runtime.shim_client import LogSpec, Part, RuntimeSpec, Shim, ShimSpe
 from wherry.runtime.spec import SANDBOX, SpecInput, SpecMount, bind_options, build, can_be_deep, tmpfs_options
 from wherry.spec.engine import ContainerConfig
 
+_WORDS = {"ipc": "ipc namespace", "pid": "pid namespace"}  # what is joined, as Docker says
+
 
 def check_security(deps: Deps, container: Container) -> list[str]:
     """What create can already say about privileges and limits: warnings; raises InvalidParameter or Failed."""
@@ -144,7 +146,7 @@ def _running(deps: Deps, name: str, kind: str) -> Shim:
     other = deps.store.resolve(name)
     shim = deps.live_of(other).shim
     if shim is None:
-        raise Conflict(f"cannot join {kind} namespace of a non running container: {other.id}")
+        raise Conflict(f"cannot join {_WORDS.get(kind, kind)} of a non running container: {other.id}")
     return shim
 
 
