@@ -139,6 +139,7 @@ async def test_what_does_not_run_is_changed_for_its_next_start(world: LifeWorld)
     await disconnect(world.deps, "bridge", "web")
     await disconnect(world.deps, "front", "web")
     assert networks(container) == {}
+    assert told(world) == [("disconnect", "bridge", "bridge"), ("disconnect", "front", "bridge")]
     await start(world.deps, "web")
     assert world.networks.requests[-1].mode == "none"
     assert networks(container) == {}

@@ -16,7 +16,6 @@ from wherry.containers.making.endpoints import HOST_IS_FIXED, PRIVATE, SHARING
 from wherry.containers.record import Container, Status
 from wherry.errors import Conflict, Failed, Forbidden, InvalidParameter, NotFound
 from wherry.events import Event
-from wherry.ids import generate
 from wherry.network.endpoint import Endpoint
 from wherry.network.records import HOST, NULL, NetworkRecord
 from wherry.spec.engine import EndpointSettings
@@ -91,7 +90,7 @@ async def _join(deps: Deps, container: Container, record: NetworkRecord, setting
     async with AsyncExitStack() as undo:
         undo.callback(put_back)
         if record.driver == NULL:
-            endpoint = endpoints.bare(record, generate())
+            endpoint = endpoints.bare(record)
         else:
             netns = _netns_path(deps, container)
             request = endpoints.endpoint_request(deps, container, record.id, settings)
@@ -167,6 +166,8 @@ async def _disconnect(deps: Deps, network: str, container: Container) -> None:
             await _leave(deps, container, endpoint, left)
         else:
             await _save_wanted(deps, container, left)
+            endpoint = endpoints.absent(deps.networks, name, wanted[name].network_id)
+    publish(deps, container, endpoint, "disconnect")
 
 
 def _name_of(deps: Deps, network: str, wanted: Asked) -> str:
@@ -188,7 +189,6 @@ async def _leave(deps: Deps, container: Container, endpoint: Endpoint, left: Ask
     container.networking = with_asked(container, left)
     await settle(_take_off_files, deps, container, endpoint)
     await deps.store.save(container)
-    publish(deps, container, endpoint, "disconnect")
 
 
 def publish(deps: Deps, container: Container, endpoint: Endpoint, action: str) -> None:

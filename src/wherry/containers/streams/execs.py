@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from wherry.aio import finish, settle
 from wherry.containers.deps import Deps
 from wherry.containers.live import Exec, Streams
+from wherry.containers.making import links
 from wherry.containers.record import Container, Status
 from wherry.containers.streams import detach
 from wherry.containers.streams.relay import CHUNK, HEADER, STDOUT, Stream, frame, relay, unframe
@@ -236,7 +237,7 @@ async def _start(deps: Deps, found: Exec, options: ExecStart, *, detached: bool,
             raise Conflict(f"container {found.container} is not running")
         deps.publish(container, f"exec_start: {_command(found)}", execID=found.id)
         found.running = True
-        handle = await shim.exec(_spec(container, found, options, detached=detached, tied=tied))
+        handle = await shim.exec(_spec(deps, container, found, options, detached=detached, tied=tied))
     except BaseException as exc:
         found.running = False
         found.exit_code = exit_code_of(str(exc))
@@ -262,13 +263,13 @@ def exit_code_of(message: str) -> int:
     return 127 if "executable file not found" in message or "no such file or directory" in message else 126
 
 
-def _spec(container: Container, found: Exec, options: ExecStart, *, detached: bool, tied: bool) -> ExecSpec:
+def _spec(deps: Deps, container: Container, found: Exec, options: ExecStart, *, detached: bool, tied: bool) -> ExecSpec:
     config = found.config
     size = options.console_size or config.console_size
     return ExecSpec(
         id=found.id,
         args=words(config.cmd),
-        env=environment(container, config),
+        env=environment(deps, container, config),
         cwd=config.working_dir,
         user=config.user,
         group_add=container.host_config.group_add or [],
@@ -283,7 +284,7 @@ def _spec(container: Container, found: Exec, options: ExecStart, *, detached: bo
     )
 
 
-def environment(container: Container, config: ExecConfig) -> list[str]:
+def environment(deps: Deps, container: Container, config: ExecConfig) -> list[str]:
     """The container's variables with the exec's over them; as in Docker an entry without `=` takes the name away."""
     merged: dict[str, str | None] = {
         "PATH": f"PATH={DEFAULT_PATH}",
@@ -291,6 +292,7 @@ def environment(container: Container, config: ExecConfig) -> list[str]:
     }
     if config.tty:
         merged["TERM"] = "TERM=xterm"
+    _overlay(merged, links.environment(deps, container))
     _overlay(merged, container.config.env)
     _overlay(merged, config.env)
     return [entry for entry in merged.values() if entry is not None]
