@@ -205,6 +205,15 @@ def test_update_is_for_volumes_of_a_cluster_as_docker_says(engine: Engine, cli: 
     cli("volume", "create", "data")
     done = cli("volume", "update", "data", check=False)
     assert (done.code, done.err.strip().removeprefix("Error: ")) == (1, "can only update cluster volumes")
-    answer = engine.api.request("PUT", "/volumes/data?version=1", {"Spec": {}})
-    assert answer.status == 503
-    assert answer.message.startswith("This node is not a swarm manager.")
+    answer = engine.api.request("PUT", "/volumes/none?version=x", {"Spec": {}})
+    words = "volume update only valid for cluster volumes, but swarm is unavailable"
+    assert (answer.status, answer.message) == (503, words)
+
+
+def test_what_a_volume_s_mount_forbids_is_forbidden_in_the_container(engine: Engine, cli: Cli, tmp_path: Path) -> None:
+    cli("volume", "create", "-o", "type=none", "-o", "o=bind,ro,nosuid", "-o", "device=/etc", "shown")
+    done = cli("run", "--rm", "--net=none", "-v", "shown:/v", "busybox", "touch", "/v/x", check=False)
+    assert (done.code, "Read-only file system" in done.err) == (1, True)
+    cli("volume", "create", "-o", "type=tmpfs", "-o", "device=tmpfs", "-o", "o=noexec,nodev", "memory")
+    shown = cli("run", "--rm", "--net=none", "-v", "memory:/v", "busybox", "grep", " /v ", "/proc/mounts").text
+    assert shown.split()[3].startswith("rw,nodev,noexec")

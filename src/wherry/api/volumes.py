@@ -24,7 +24,6 @@ from aiohttp import web
 from wherry.aio import finish
 from wherry.api.call import TAR, Call
 from wherry.api.images import credentials
-from wherry.api.missing import NO_MANAGER
 from wherry.api.progress import Report, follow
 from wherry.api.router import Router
 from wherry.containers.content.commit import still
@@ -82,12 +81,8 @@ async def prune(call: Call) -> web.StreamResponse:
 
 
 async def update(call: Call) -> web.StreamResponse:
-    """Only volumes of a cluster can be changed; outside a swarm Docker says so before it looks at the name."""
-    if not (version := call.text("version")).isdecimal():
-        words = f'strconv.ParseUint: parsing "{version}": invalid syntax'
-        raise InvalidParameter(f"invalid swarm object version '{version}': {words}")
-    await call.json()
-    raise Unavailable(NO_MANAGER)
+    """Only volumes of a cluster can be changed; outside a swarm Docker says so before it looks at anything."""
+    raise Unavailable("volume update only valid for cluster volumes, but swarm is unavailable")
 
 
 # --- whole volumes ----------------------------------------------------------------------------------------------------

@@ -114,7 +114,7 @@ def _lookup(host: str, what: str, resolve: Resolve) -> str:
     try:
         return resolve(host)
     except (OSError, UnicodeError) as exc:
-        raise Failed(f"failed to mount local volume: {what}: lookup {host}: no such host") from exc
+        raise Failed(f"{what}: lookup {host}: no such host") from exc
 
 
 def mount(own: Path, volume: Volume, *, resolve: Resolve = resolve_host) -> None:
@@ -198,7 +198,9 @@ def _lower(exc: OSError) -> str:
 def _cause(what: Plan, exc: OSError) -> str:
     """What is missing, where it can be known; for the end of a message."""
     cause = ""
-    if exc.errno == errno.ENODEV and not _kernel_has(what.fstype):
+    if exc.errno == errno.ENODEV and what.fstype in ("none", "bind"):
+        cause = "a directory of the host is shown by o=bind"
+    elif exc.errno == errno.ENODEV and not _kernel_has(what.fstype):
         cause = f"this kernel has no file system {what.fstype}"
     elif str(exc.filename).startswith("/dev/loop"):
         cause = "this machine has no loop devices: load the module loop"

@@ -19,6 +19,7 @@ _COVERED_BY_LXCFS = frozenset(  # and by its like: the numbers of a container in
         "sys/crypto/fips_enabled"
     ).split()
 )
+_RESTRICTIONS = {"ro": os.ST_RDONLY, "nosuid": os.ST_NOSUID, "nodev": os.ST_NODEV, "noexec": os.ST_NOEXEC}
 _NAMES = 10_000  # entries of a directory that are compared with a missing name
 
 
@@ -81,6 +82,15 @@ def nearest(path: str) -> str:
         candidate = os.path.join(known, like[0], *rest[1:]) if like else ""
         return candidate if candidate and os.path.lexists(candidate) else ""
     return ""
+
+
+def restrictions(path: str) -> tuple[str, ...]:
+    """What the mount that `path` is on forbids, as options: crun's binds would not forbid it any more."""
+    try:
+        flags = os.statvfs(path).f_flag if path.startswith("/") else 0
+    except OSError:  # the runtime will say it
+        return ()
+    return tuple(word for word, flag in _RESTRICTIONS.items() if flags & flag)
 
 
 def check_proc(points: Iterable[MountPoint], runtime_kind: str) -> None:

@@ -212,10 +212,13 @@ def _mount(point: MountPoint, source: str, propagation: str, *, deep: bool) -> S
         destination=point.destination,
         type="bind",
         source=source,
-        options=bind_options(
-            read_only=not point.rw,
-            propagation=propagation,
-            recursive=point.recursive,
-            deep=deep,
+        options=(
+            *bind_options(
+                read_only=not point.rw,
+                propagation=propagation,
+                recursive=point.recursive,
+                deep=deep,
+            ),
+            *sources.restrictions(point.source),
         ),
     )
