@@ -64,7 +64,7 @@ def read(call: Call) -> BuildRequest:
     """Raises InvalidParameter, and NotSupported for what no build here can do."""
     _check_builder(call)
     names = _names(call.texts("t"))
-    network = _network(call.text("networkmode"))
+    network, on = _network(call.text("networkmode"))
     hosts = [_host(text) for text in call.texts("extrahosts") if text]
     attributes = _attributes(call, network)
     options = from_attributes(attributes, entitlements={"network.host"} if network is NetworkMode.HOST else ())
@@ -74,6 +74,7 @@ def read(call: Call) -> BuildRequest:
         options=replace(
             options,
             extra_hosts=hosts,
+            on=on,
             limits=_limits(call),
             cache_imports=[
                 CacheTransfer(type="registry", attributes={"ref": name})
@@ -173,11 +174,15 @@ def _host(text: str) -> tuple[str, str]:
     return parse_extra_host(f"{name}:{address}" if equals and ":" not in name else text)
 
 
-def _network(mode: str) -> NetworkMode:
-    found = NETWORKS.get(mode)
-    if found is None:
-        raise NotSupported(f'network mode "{mode}" is not supported by builds: they know default, host and none')
-    return found
+def _network(mode: str) -> tuple[NetworkMode, str]:
+    """What a step gets, and the network it is on when that is one that somebody made."""
+    if mode in NETWORKS:
+        return NETWORKS[mode], ""
+    if mode.startswith("container:"):
+        raise NotSupported(
+            f'network mode "{mode}" is not supported by builds: they know default, host, none and networks by name'
+        )
+    return NetworkMode.SANDBOX, mode
 
 
 def _limits(call: Call) -> Limits:

@@ -180,6 +180,7 @@ class Exec:
     hostname: str = ""
     mounts: tuple[ExecMount, ...] = ()
     network: NetworkMode = NetworkMode.SANDBOX
+    on: str = ""  # in the sandbox: a network that somebody made, instead of the default one; no part of the cache key
     insecure: bool = False
     extra_hosts: tuple[tuple[str, str], ...] = ()  # (name, address)
     devices: tuple[str, ...] = ()  # CDI names or paths, "?" in front = optional

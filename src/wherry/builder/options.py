@@ -69,6 +69,7 @@ class Options:
     extra_hosts: Sequence[tuple[str, str]] = ()
     hostname: str = ""
     network: NetworkMode = NetworkMode.SANDBOX
+    on: str = ""  # the network of sandboxes, by name; "" = the default one
     limits: Limits = field(default_factory=Limits)
     entitlements: frozenset[str] = frozenset()  # network.host, security.insecure, device
     cache_imports: Sequence[CacheTransfer] = ()

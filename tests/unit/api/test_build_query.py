@@ -189,3 +189,9 @@ def test_docker_hub_has_one_name() -> None:
     assert {host_of(text) for text in ("docker.io", "https://index.docker.io/v1/", "registry-1.docker.io")} == {
         "docker.io"
     }
+
+
+def test_a_network_that_somebody_made_is_named() -> None:
+    options = asked(networkmode="front").options
+    assert (options.network, options.on) == (NetworkMode.SANDBOX, "front")
+    assert asked(networkmode="bridge").options.on == ""

@@ -26,10 +26,11 @@ from wherry.builder.run.agents import Agents
 from wherry.builder.run.mounts import Mounts, Plan, Written, prepare
 from wherry.builder.run.stubs import Stubs, find_missing, remove_placeholders, remove_stubs
 from wherry.builder.trees import Result
-from wherry.errors import Failed, WherryError, first_of
+from wherry.errors import Failed, InvalidParameter, WherryError, first_of
 from wherry.kernel import cgroup
 from wherry.kernel.mount import Mount, overlay_can_be_volatile
 from wherry.network import files
+from wherry.network.dns.conf import internal_resolv_conf
 from wherry.network.networks import Sandbox, SandboxRequest
 from wherry.runtime.shim_client import LogSpec, Shim, ShimSpec, Streams
 from wherry.runtime.spec import DEFAULT_PATH, SANDBOX, SpecInput, SpecMount, bind_options, build
@@ -138,7 +139,7 @@ class _Step:
                 group.create_task(self._connect(undo))
         except BaseExceptionGroup as errors:
             raise first_of(errors) from errors
-        await settle(self._write_files, [one.ip for one in self._sandbox.endpoints if one.ip])
+        await settle(self._write_files)
 
     async def _prepare_mounts(self, undo: AsyncExitStack, agents: Agents) -> None:
         deps = self._deps
@@ -156,10 +157,16 @@ class _Step:
         if mode is NetworkMode.HOST:
             return
         undo.push_async_callback(networks.release, self.id)
-        wanted = "bridge" if mode is NetworkMode.SANDBOX else "none"
-        self._sandbox = await networks.connect(self.id, SandboxRequest(mode=wanted, name="build step"))
-        if self._sandbox.netns is not None:
-            undo.callback(os.close, self._sandbox.netns)
+        wanted = (self._op.on or "bridge") if mode is NetworkMode.SANDBOX else "none"
+        config = networks.config
+        upstream = files.upstream(
+            files.host_resolv_conf(), dns=config.dns, search=config.dns_search, options=config.dns_options
+        )
+        request = SandboxRequest(mode=wanted, name="build step", nameservers=upstream)
+        self._sandbox = await networks.connect(self.id, request)
+        if self._sandbox.netns is None:  # the host's, by its id: that needs to be allowed
+            raise InvalidParameter(f"network {wanted} is the host's own: say --network host")
+        undo.callback(os.close, self._sandbox.netns)
 
     async def run(self, output: Output) -> None:
         """Raises ProgramFailed."""
@@ -290,8 +297,9 @@ class _Step:
         ]
         return [*own, *self._plan.mounts]
 
-    def _write_files(self, addresses: Sequence[str]) -> None:
+    def _write_files(self) -> None:
         """hosts and resolv.conf. Blocking."""
+        addresses = [address for one in self._sandbox.endpoints for address in (one.ip, one.ip6) if address]
         on_host = self._op.network is NetworkMode.HOST
         op, network = self._op, self._deps.networks.config
         extra = [f"{name}:{address}" for name, address in op.extra_hosts]
@@ -304,17 +312,17 @@ class _Step:
             hosts = files.hosts(
                 hostname=op.hostname or HOSTNAME,
                 domainname="",
-                addresses=list(addresses) or ["127.0.0.1"],
+                addresses=addresses or ["127.0.0.1"],
                 extra_hosts=extra,
                 gateways=[gateway] if gateway else [],
             )
-        resolv_conf = files.resolv_conf(
-            files.host_resolv_conf(),
-            dns=network.dns,
-            search=network.dns_search,
-            options=network.dns_options,
-            own_network=not on_host,
-        )
+        host, given = files.host_resolv_conf(), (network.dns, network.dns_search, network.dns_options)
+        if op.network is NetworkMode.SANDBOX and op.on:
+            resolv_conf = internal_resolv_conf(host, dns=given[0], search=given[1], options=given[2])
+        else:
+            resolv_conf = files.resolv_conf(
+                host, dns=given[0], search=given[1], options=given[2], own_network=not on_host
+            )
         for name, text in (("hosts", hosts), ("resolv.conf", resolv_conf)):
             (self._directory / name).write_text(text)
 

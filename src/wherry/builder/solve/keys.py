@@ -1,7 +1,7 @@
 """Cache keys: what a step does, and the identities of what it does it to. Pure.
 
-A key says nothing of when, where or by whom: limits, proxies and times are left out, files count by their content. Two
-steps with one key have one result.
+A key says nothing of when, where or by whom: limits, proxies, names of networks and times are left out, files count by
+their content. Two steps with one key have one result.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ def as_text(text: str) -> str:
 def _essence(op: Op) -> Op:
     match op:
         case Exec():
-            return replace(op, limits=Limits(), proxies=())
+            return replace(op, limits=Limits(), proxies=(), on="")
         case Files():
             return replace(op, steps=tuple(_timeless(step) for step in op.steps))
         case _:

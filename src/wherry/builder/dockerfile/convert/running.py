@@ -57,6 +57,7 @@ def run(building: Building, step: Step, instruction: Run, lookup: Lookup) -> Non
         extra_hosts=tuple(options.extra_hosts),
         devices=_devices(building, instruction),
         proxies=proxies(options.build_args, env),
+        on=options.on,
         limits=options.limits,
     )
     secrets = [mount.env for mount in found if mount.env]
