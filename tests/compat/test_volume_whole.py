@@ -208,6 +208,9 @@ def test_update_is_for_volumes_of_a_cluster_as_docker_says(engine: Engine, cli: 
     answer = engine.api.request("PUT", "/volumes/none?version=x", {"Spec": {}})
     words = "volume update only valid for cluster volumes, but swarm is unavailable"
     assert (answer.status, answer.message) == (503, words)
+    answer = engine.api.request("POST", "/volumes/create", {"Name": "many", "ClusterVolumeSpec": {}})
+    assert answer.status == 503
+    assert answer.message.startswith("This node is not a swarm manager.")
 
 
 def test_what_a_volume_s_mount_forbids_is_forbidden_in_the_container(engine: Engine, cli: Cli, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from wherry.api.call import Call
 from wherry.api.router import Handler, Router
 from wherry.errors import NotFound, NotSupported, Unavailable
 
-_NO_MANAGER = (
+NO_MANAGER = (
     'This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm '
     "and try again."
 )
@@ -22,7 +22,7 @@ def not_yet(what: str) -> Handler:
 
 
 async def no_manager(call: Call) -> web.StreamResponse:
-    raise Unavailable(_NO_MANAGER)
+    raise Unavailable(NO_MANAGER)
 
 
 async def no_member(call: Call) -> web.StreamResponse:

@@ -24,6 +24,7 @@ from aiohttp import web
 from wherry.aio import finish
 from wherry.api.call import TAR, Call
 from wherry.api.images import credentials
+from wherry.api.missing import NO_MANAGER
 from wherry.api.progress import Report, follow
 from wherry.api.router import Router
 from wherry.containers.content.commit import still
@@ -60,6 +61,8 @@ async def list_(call: Call) -> web.StreamResponse:
 
 async def create(call: Call) -> web.StreamResponse:
     body = await call.document(CreateVolume)
+    if body.cluster_volume_spec is not None:
+        raise Unavailable(NO_MANAGER)
     made = await finish(call.services.volumes.create(body.name, body.driver, body.driver_opts, body.labels))
     return call.reply(made, 201)
 

@@ -387,6 +387,7 @@ class CreateVolume(Document, frozen=True, kw_only=True):
     driver: str = ""
     driver_opts: dict[str, str] | None = None
     labels: dict[str, str] | None = None
+    cluster_volume_spec: dict[str, Any] | None = None
 
 
 T = TypeVar("T", bound=Document)
