@@ -1,10 +1,9 @@
-"""The default bridge, and what the host must be for containers to be routed: blocking."""
+"""The default bridge, and what the firewall must know of a bridge. Blocking."""
 
 import ipaddress
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
 from wherry.network import ipam
 from wherry.network.config import NetworkConfig
@@ -12,10 +11,7 @@ from wherry.network.drivers import bridge
 from wherry.network.drivers.bridge import BridgeConfig
 from wherry.network.places import IPNetwork, NetworkRules
 from wherry.network.records import NetworkRecord, Subnet
-from wherry.network.wall.table import Firewall
-from wherry.state import Delete, Put, State
 
-FORWARDING_KEY = "network/forwarding"  # in table settings: the boot in which we made the host a router
 _PREFIX = "com.docker.network"
 
 
@@ -29,12 +25,10 @@ def bridge_config(config: NetworkConfig) -> BridgeConfig | None:
 
 
 class DefaultBridge:
-    """The bridge of the network `bridge`, and the host's forwarding."""
+    """The bridge of the network `bridge`."""
 
-    def __init__(self, config: NetworkConfig, state: State, wall: Firewall) -> None:
+    def __init__(self, config: NetworkConfig) -> None:
         self._config = config
-        self._state = state
-        self._wall = wall
         self._bip = ipam.parse_bip(config.bip) if config.bip else None
         self.device = bridge_config(config)
         self._routed_loopback = False  # we switched route_localnet on
@@ -66,46 +60,15 @@ class DefaultBridge:
             f"{_PREFIX}.driver.mtu": str(device.mtu),
         }
 
-    def guards(self) -> bool:
-        """True when the host routes only because of us: since now, an earlier run, or another daemon of ours.
-
-        Remembered in the state for as long as the host is up: after that its settings are its own again.
-        """
-        if not self._config.ip_forward:
-            return False
-        boot = _boot_id()
-        guarded = (
-            not bridge.forwarding()
-            or self._state.rows("settings").get(FORWARDING_KEY) == boot
-            or self._wall.others()[1]
-        )
-        if guarded:
-            self._state.write(Put("settings", FORWARDING_KEY, boot))
-        return guarded
-
-    def forward(self) -> None:
-        """The firewall first: from the moment the host routes, it must be guarded."""
-        if self._config.ip_forward:
-            bridge.set_forwarding(enable=True)
-
     def take_back(self) -> None:
-        """Bridge, firewall, sysctls; each is tried, whatever becomes of the others; in reverse order."""
-        with ExitStack() as steps:
-            if self.device is not None:
-                steps.callback(bridge.remove, self.device)
-                if self.device.foreign and self._routed_loopback:
-                    steps.callback(bridge.route_loopback, self.device.name, enable=False)
-            steps.callback(self._wall.remove)
-            steps.callback(self._stop_forwarding)
-        self._routed_loopback = False
-
-    def _stop_forwarding(self) -> None:
-        """The last of us switches it off."""
-        if self._state.rows("settings").get(FORWARDING_KEY) != _boot_id():
+        """Both are tried, whatever becomes of the other."""
+        if self.device is None:
             return
-        if not self._wall.others()[0] and not bridge.docker_present():
-            bridge.set_forwarding(enable=False)
-        self._state.write(Delete("settings", FORWARDING_KEY))
+        with ExitStack() as steps:  # in reverse order
+            steps.callback(bridge.remove, self.device)
+            if self.device.foreign and self._routed_loopback:
+                steps.callback(bridge.route_loopback, self.device.name, enable=False)
+        self._routed_loopback = False
 
 
 def rules(record: NetworkRecord, device: str) -> NetworkRules:
@@ -125,7 +88,3 @@ def rules(record: NetworkRecord, device: str) -> NetworkRules:
         source4=option(f"{_PREFIX}.host_ipv4", ""),
         source6=option(f"{_PREFIX}.host_ipv6", ""),
     )
-
-
-def _boot_id() -> bytes:
-    return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()

@@ -32,10 +32,12 @@ from wherry.network.drivers.bridge import BridgeDriver
 from wherry.network.drivers.lan import IpvlanDriver, MacvlanDriver
 from wherry.network.egress.gates import Gates
 from wherry.network.endpoint import Endpoint, EndpointRequest, Port
+from wherry.network.forwarding import Forwarding
 from wherry.network.places import IPNetwork, Namespace, NetworkDriver, NetworkRules
 from wherry.network.ports import HostPorts, PortRequest
 from wherry.network.records import BRIDGE, HOST, IPVLAN, MACVLAN, NULL, NetworkRecord
 from wherry.network.sandboxes import Parts, Running, Sandbox, Sandboxes, SandboxRequest
+from wherry.network.wall.refusals import Refusals
 from wherry.network.wall.table import Firewall
 from wherry.spec.engine import CreateNetwork
 from wherry.state import Put, State
@@ -59,11 +61,14 @@ class Networks:
         self._events = events
         self._pools = ipam.parse_pools(config.address_pools)
         self._wall = Firewall(config.table, respect=config.respect_firewall)
-        self._default = default.DefaultBridge(config, state, self._wall)
+        self._default = default.DefaultBridge(config)
+        self._forwarding = Forwarding(state, self._wall, enabled=config.ip_forward)
+        self._refusals = Refusals(config.table)
+        self._listening: asyncio.Task[None] | None = None
         self._catalog = Catalog(state)
         self._changing = asyncio.Lock()  # one network is made or removed at a time
         self._drivers: dict[str, NetworkDriver] = {
-            BRIDGE: BridgeDriver(self._device),
+            BRIDGE: BridgeDriver(self._device, route6=False),
             MACVLAN: MacvlanDriver(),
             IPVLAN: IpvlanDriver(),
         }
@@ -106,6 +111,28 @@ class Networks:
         for container_id, row in rows.items():
             await self._sandboxes.adopt(container_id, row, running[ContainerID(container_id)].netns_path)
         await self._sandboxes.serve(self.config.host_dns)
+        await self._listen()
+
+    async def _listen(self) -> None:
+        """Hear from the kernel what egress policies refuse."""
+        await self._stop_listening()
+        try:
+            await settle(self._refusals.open)
+        except OSError as exc:
+            log.warning("what egress policies refuse is not reported: %s", exc.strerror)
+            return
+        self._listening = asyncio.create_task(self._report_refusals(), name="refusals of egress policies")
+
+    async def _report_refusals(self) -> None:
+        async for each in self._refusals:
+            self._gates.refused_packet(each.source, each.protocol, each.destination, each.port)
+
+    async def _stop_listening(self) -> None:
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
+            self._listening = None
+        self._refusals.close()
 
     def _prepare(self, rows: Mapping[str, plan.Row]) -> None:
         """Records, bridges, sysctls, firewall. Blocking."""
@@ -125,9 +152,15 @@ class Networks:
             [self._rules(record, rows.values()) for record in self._bridges()],
             self._sandboxes.publications(rows.values()),
             self._gates.rules({key: (row.name, row.attachments) for key, row in rows.items()}),
-            guarded=self._default.guards(),
+            guarded=self._forwarding.guards(4),
+            guarded6=self._routes_six() and self._forwarding.guards(6),
         )
-        self._default.forward()
+        self._forwarding.begin(4)
+        if self._routes_six():
+            self._forwarding.begin(6)
+
+    def _routes_six(self) -> bool:
+        return any(record.ipv6 and not record.internal for record in self._bridges())
 
     def _rules(self, record: NetworkRecord, rows: Iterable[plan.Row]) -> NetworkRules:
         """With the subnets that running containers have from before the network's subnet was changed."""
@@ -184,6 +217,7 @@ class Networks:
 
     async def stop(self, *, keep: bool) -> None:
         """Close what the process holds. Without `keep` (nothing runs) also take links, firewall, sysctls back."""
+        await self._stop_listening()
         await self._sandboxes.let_go()
         try:
             if not keep:
@@ -196,6 +230,8 @@ class Networks:
     def _take_back(self) -> None:
         with ExitStack() as steps:
             steps.callback(self._default.take_back)
+            steps.callback(self._wall.remove)
+            steps.callback(self._forwarding.end)
             for record in self._catalog:
                 if not record.predefined and not record.config_only:
                     steps.callback(self._drivers[record.driver].remove, record)
@@ -261,9 +297,18 @@ class Networks:
                 rules = default.rules(record, self._device(record))
                 undo.push_async_callback(settle, self._wall.remove_network, rules.bridge)
                 await settle(self._wall.add_network, rules)
+                await settle(self._route, record)
             await self._catalog.save(record)
             self._catalog.remember(record)
             undo.pop_all()
+
+    def _route(self, record: NetworkRecord) -> None:
+        """Make the host a router for what the network speaks, if it is none yet. Blocking."""
+        for version, speaks in ((4, record.ipv4), (6, record.ipv6)):
+            if speaks and not record.internal and not self._forwarding.on(version):
+                if self._forwarding.guards(version):
+                    self._wall.guard(version)
+                self._forwarding.begin(version)
 
     async def remove(self, name: str) -> str:
         """Remove a network; its id. Raises NotFound, Forbidden (predefined, or containers are on it), Failed."""

@@ -112,6 +112,14 @@ class Firewall:
                 raise
             self._load()
 
+    def guard(self, version: int) -> None:
+        """From now on the host routes this address family, for containers only. Idempotent. Raises Failed, OSError."""
+        with self._lock:
+            if not (self._guarded6 if version == 6 else self._guarded):
+                self._guarded, self._guarded6 = self._guarded or version == 4, self._guarded6 or version == 6
+                self._load()
+                self._generation = self._nft().generation()
+
     # -- networks
 
     def add_network(self, network: NetworkRules) -> None:
