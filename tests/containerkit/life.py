@@ -155,6 +155,7 @@ class StepNetworks:
             name: NetworkRecord(id=identity * 64, name=name, driver=driver, created=NOW)
             for name, identity, driver in (("bridge", "b", "bridge"), ("host", "d", "host"), ("none", "f", "null"))
         }
+        self.address = ENDPOINT.ip
         self.requests: list[SandboxRequest] = []
         self.joined: list[tuple[str, str]] = []  # container and network of those that came while it ran
         self.joins: list[tuple[EndpointRequest, str]] = []
@@ -191,7 +192,7 @@ class StepNetworks:
 
     def _endpoint(self, record: NetworkRecord, number: int) -> Endpoint:
         if record.name == "bridge":
-            return ENDPOINT
+            return replace(ENDPOINT, ip=self.address)
         bare = record.driver in ("host", "null")
         return replace(
             ENDPOINT,

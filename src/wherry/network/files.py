@@ -199,6 +199,16 @@ def change_hosts(text: str, *, add: Iterable[str] = (), remove: Iterable[str] = 
     return "".join([*kept, *(line for line in add if line not in kept)])
 
 
+def move_host(text: str, name: str, address: str) -> str:
+    """/etc/hosts with another address on the lines that begin with this name; the rest is kept."""
+    lines = text.splitlines(keepends=True)
+    for number, line in enumerate(lines):
+        old, _, names = line.partition("\t")
+        if names.split()[:1] == [name] and not old.startswith("#"):
+            lines[number] = f"{address}\t{names}"
+    return "".join(lines)
+
+
 def hosts_on_host_network(host: str, *, extra_hosts: Iterable[str] = (), gateways: Sequence[str] = ()) -> str:
     """/etc/hosts with `--network host`: the host's own, and the extra lines.
 

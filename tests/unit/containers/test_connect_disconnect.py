@@ -260,3 +260,13 @@ async def test_a_link_is_cut(world: LifeWorld) -> None:
     assert "\tdb " not in hosts.read_text()
     assert world.stored(container) == container
     assert container.running
+
+
+async def test_who_is_linked_learns_of_another_address(world: LifeWorld) -> None:
+    await world.run("data")
+    container = await world.run("web", host=HostConfig(links=["data:db"]))
+    world.shims.made[0].end(0)
+    await world.idle()
+    world.networks.address = "172.17.0.77"
+    await start(world.deps, "data")
+    assert "\n172.17.0.77\tdb " in file(world, container, "hosts").read_text()

@@ -158,3 +158,8 @@ def test_the_resolver_asks_what_was_given_from_the_containers_network() -> None:
     assert files.upstream(host, dns=["127.0.0.1"], search=["."], options=["ndots:2"]) == NameServers(
         servers=("127.0.0.1",), options=("ndots:2",)
     )
+
+
+def test_a_host_that_moves_keeps_its_names() -> None:
+    text = "127.0.0.1\tlocalhost\n172.17.0.2\tdb 1f2e data\n# db\n172.17.0.9\tweb db\n\nodd"
+    assert files.move_host(text, "db", "172.17.0.5") == text.replace("172.17.0.2", "172.17.0.5")

@@ -3,12 +3,12 @@
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 
 from wherry.aio import finish, settle
-from wherry.containers.attached import asked, joined
+from wherry.containers.attached import asked, joined, linking
 from wherry.containers.deps import Deps
 from wherry.containers.life import exits, health
 from wherry.containers.life.networking import publish
@@ -16,7 +16,7 @@ from wherry.containers.life.stop import cancel_restart
 from wherry.containers.live import Live
 from wherry.containers.making import links
 from wherry.containers.making.endpoints import note_started
-from wherry.containers.making.files import write_network_files
+from wherry.containers.making.files import move_host, write_network_files
 from wherry.containers.making.sandbox import request
 from wherry.containers.making.sources import prepare_binds
 from wherry.containers.making.spec import shim_spec
@@ -84,9 +84,23 @@ async def start_locked(deps: Deps, container: Container) -> None:
     for point in container.mounts:
         if point.type == "volume":
             deps.volumes.mounted(point.name, container.id, destination=point.destination, rw=point.rw)
+    if users := linking(deps.store).get(container.id):
+        await settle(_tell_linked, deps, container, users)
     deps.publish(container, "start")
     health.watch(deps, container)
     deps.background.spawn(exits.watch(deps, container, shim, start=start_locked), name=f"exit of {container.id[:12]}")
+
+
+def _tell_linked(deps: Deps, container: Container, users: Sequence[tuple[Container, str]]) -> None:
+    """Its address may be another one now: change the hosts of those that are linked to it. Blocking."""
+    for other, alias in users:
+        address = links.address(container)
+        if not other.running or not address:
+            continue
+        try:
+            move_host(deps.settings.directory(other), alias, address)
+        except OSError as exc:
+            log.warning("/etc/hosts of container %s cannot be changed: %s", other.name, exc.strerror)
 
 
 async def _create_process(deps: Deps, container: Container, live: Live, undo: AsyncExitStack) -> Shim:

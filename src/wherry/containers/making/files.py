@@ -91,6 +91,11 @@ def change_hosts(directory: Path, *, add: Iterable[str] = (), remove: Iterable[s
     _edit(directory / "hosts", lambda text: files.change_hosts(text, add=add, remove=remove))
 
 
+def move_host(directory: Path, name: str, address: str) -> None:
+    """Another address for a name in a running container's hosts."""
+    _edit(directory / "hosts", lambda text: files.move_host(text, name, address))
+
+
 def change_resolv_conf(directory: Path, before: str, after: str) -> None:
     """Exchange a running container's resolv.conf, unless it has been changed by the container."""
     _edit(directory / "resolv.conf", lambda text: after if text == before else text)

@@ -73,6 +73,12 @@ def names(other: Container, alias: str) -> str:
     return " ".join(dict.fromkeys([alias, other.config.hostname, other.name]))
 
 
+def address(other: Container) -> str:
+    """Where others find it on the default network; "" when it is not there."""
+    endpoint = _endpoint(other)
+    return endpoint.ip if endpoint is not None else ""
+
+
 def _endpoint(other: Container) -> Endpoint | None:
     return next((each for each in other.endpoints if each.network == BRIDGE), None)
 
