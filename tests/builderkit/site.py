@@ -163,12 +163,14 @@ async def open_site(root: Path, driver: Any = OverlaySnapshotter) -> AsyncIterat
         builder = Builder(deps)
         await builder.recover()
         await shims.start()
+        await networks.start({})  # without a bridge: neither links nor rules are made
         try:
             yield Site(builder, Files(root / "project"), world, shims)
         finally:
             await builder.close()
             await background.close()
             await shims.stop()
+            await networks.stop(keep=True)
             world.snapshots.close()
             world.state.close()
             await asyncio.to_thread(cgroup.remove_empty, CGROUP_PARENT)

@@ -534,12 +534,18 @@ class Extractor:
 def mark_opaque(root: int, directories: set[bytes]) -> None:
     """Set on `directories` below `root` what overlayfs reads as "nothing below shows through"."""
     for path in sorted(directories):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        try:
             fd = openat2(root, path or b".", _DIRECTORY, resolve=IN_ROOT)
-            try:
-                os.setxattr(fd, "trusted.overlay.opaque", b"y")
-            finally:
-                os.close(fd)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as exc:
+            if exc.errno == errno.ELOOP:  # a later member put a symbolic link there
+                continue
+            raise
+        try:
+            os.setxattr(fd, "trusted.overlay.opaque", b"y")
+        finally:
+            os.close(fd)
 
 
 def is_whiteout(found: os.stat_result) -> bool:
