@@ -15,6 +15,7 @@ from harness.descriptors import descriptors
 from wherry.errors import Conflict, Failed, Forbidden, InvalidParameter, NotFound, WherryError
 from wherry.events import Events
 from wherry.kernel import nftables
+from wherry.network.catalog import Catalog
 from wherry.network.endpoint import EndpointRequest, Port
 from wherry.network.networks import NetworkConfig, Networks, Sandbox, SandboxRequest
 from wherry.spec.engine import IPAM, CreateNetwork, IPAMPool
