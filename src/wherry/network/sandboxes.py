@@ -356,7 +356,7 @@ class Sandboxes:
                 for attachment in row.attachments
                 if attachment.endpoint.network != BRIDGE
             ],
-            outside=any(plan.ways_out(row.attachments)),
+            outside=bool(plan.routes(row.attachments)),
             links=[
                 Link(network=attachment.network_id, alias=alias, target=short(target))
                 for attachment in row.attachments

@@ -57,7 +57,10 @@ def test_what_cannot_be_a_network_is_refused(fields: dict[str, Any], kind: type[
         ({"Subnet": "10.0.0.0/24", "Gateway": "10.0.1.1"}, "parent subnet 10.0.0.0/24 doesn't contain this address"),
         ({"Subnet": "10.0.0.0/24", "Gateway": "x"}, "invalid gateway x"),
         ({"Subnet": "10.0.0.0/24", "IPRange": "10.0.1.0/28"}, "parent subnet 10.0.0.0/24 doesn't contain ip-range"),
-        ({"Subnet": "10.0.0.0/24", "AuxiliaryAddresses": {"a": "10.9.0.1"}}, "invalid auxiliary address a: parent subnet"),
+        (
+            {"Subnet": "10.0.0.0/24", "AuxiliaryAddresses": {"a": "10.9.0.1"}},
+            "invalid auxiliary address a: parent subnet",
+        ),
         ({"Gateway": "10.0.0.1"}, "needs a subnet"),
     ],
 )
