@@ -11,6 +11,7 @@ Identifiers are written <1>, <2>, … in the order they are seen, times <time>, 
 chose <mac>; JSON of the API is sorted. Lines of one engine alone begin with "wherry| " or "dockerd| ".
 """
 
+import itertools
 import json
 import re
 import shlex
@@ -74,7 +75,13 @@ class Stage:
     def _events(self, since: float) -> list[str]:
         wanted = '{"type":["network","volume"]}'
         answer = self.engine.api.request("GET", f"/events?since={since:.9f}&until={time.time():.9f}&filters={wanted}")
-        return [describe_event(json.loads(each)) for each in answer.body.splitlines()]
+        events = [json.loads(each) for each in answer.body.splitlines()]
+        told: list[str] = []
+        for _, alike in itertools.groupby(events, lambda event: (event["Type"], event["Action"])):
+            told += sorted(
+                map(describe_event, alike), key=lambda text: text.partition(" name=")[2]
+            )  # its order is random
+        return told
 
     def _mask(self, text: str) -> str:
         text = BRIDGE.sub("<bridge>", text.replace(str(self.engine.data_root), "DATA"))
