@@ -149,13 +149,10 @@ async def test_files_can_be_given_to_the_container_s_user(world: World) -> None:
     assert (info.st_uid, info.st_gid) == (33, 44)
 
 
-async def test_a_path_below_a_volume_is_looked_up_in_the_volume(
-    world: World, container: Container, tmp_path: Path
-) -> None:
-    source = tmp_path / "volume"
-    source.mkdir()
+async def test_a_path_below_a_volume_is_looked_up_in_the_volume(world: World, container: Container) -> None:
+    source = await world.deps.volumes.ensure("vol")
     (source / "file").write_text("in the volume")
-    container.mounts = (MountPoint(type="volume", source=str(source), name="v", destination="/data"),)
+    container.mounts = (MountPoint(type="volume", source=str(source), name="vol", destination="/data"),)
     _, stream = await archive.get(world.deps, "box", "/data/file")
     assert await unpacked(stream) == {"file": b"in the volume"}
     await put(world, "/data", {"new": b"n"})
