@@ -201,14 +201,8 @@ def fill(
         network = ipaddress.ip_network(subnet.subnet)
         if any(other.version == network.version and network.overlaps(other) for other in own):
             raise Forbidden("Pool overlaps with other one on this address space")
-    wanted = [version for version, on in ((4, record.ipv4), (6, record.ipv6)) if on]
-    if extra := next((each for each in subnets if each.version not in wanted), None):
-        raise InvalidParameter(
-            f"invalid network config:\nIPv{extra.version} subnet {extra.subnet} given, but IPv{extra.version} is not "
-            f"enabled: use --ipv{extra.version}"
-        )
-    for version in wanted:
-        if not any(subnet.version == version for subnet in subnets):
+    for version, on in ((4, record.ipv4), (6, record.ipv6)):
+        if on and not any(subnet.version == version for subnet in subnets):
             family = [(base, size) for base, size in pools if base.version == version]
             chosen = ipam.choose_subnet(family, [*own, *busy])
             subnets.append(Subnet(subnet=str(chosen), asked=False))

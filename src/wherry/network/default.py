@@ -77,8 +77,8 @@ def rules(record: NetworkRecord, device: str) -> NetworkRules:
     return NetworkRules(
         network=record.id,
         bridge=device,
-        subnets=[ipaddress.ip_network(subnet.subnet) for subnet in record.subnets],
-        gateways=[subnet.gateway for subnet in record.subnets if subnet.gateway],
+        subnets=[ipaddress.ip_network(subnet.subnet) for subnet in record.spoken],
+        gateways=[subnet.gateway for subnet in record.spoken if subnet.gateway],
         masquerade=option(f"{_PREFIX}.bridge.enable_ip_masquerade", "true") != "false",
         masquerade6=option(f"{_PREFIX}.bridge.enable_ip_masquerade", "true") != "false",
         icc=option(f"{_PREFIX}.bridge.enable_icc", "true") != "false",

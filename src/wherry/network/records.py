@@ -43,5 +43,10 @@ class NetworkRecord:
     pending: bool = False  # being made or removed: taken away when a daemon starts and finds it
 
     @property
+    def spoken(self) -> Sequence[Subnet]:
+        """The subnets that count: as in Docker one of IPv6 may be named without IPv6 being enabled."""
+        return [subnet for subnet in self.subnets if (self.ipv6 if subnet.version == 6 else self.ipv4)]
+
+    @property
     def predefined(self) -> bool:
         return self.name in ("bridge", "host", "none")

@@ -16,7 +16,14 @@ def record(*, ipv6: bool = False, internal: bool = False, **given: str) -> Netwo
     subnets = [Subnet(subnet="172.20.0.0/16", gateway="172.20.0.1"), Subnet(subnet="fd00::/64", gateway="fd00::1")]
     chosen = {P + key: value for key, value in given.items()}
     return NetworkRecord(
-        id="a" * 64, name="n", driver="bridge", created=1, subnets=subnets, ipv6=ipv6, internal=internal, options=chosen
+        id="a" * 64,
+        name="n",
+        driver="bridge",
+        created=1,
+        subnets=subnets,
+        ipv6=ipv6,
+        internal=internal,
+        options=chosen,
     )
 
 
@@ -67,8 +74,9 @@ def test_options_that_are_right_are_read() -> None:
 @pytest.mark.parametrize(
     ("network", "expected"),
     [
-        (record(), ["172.20.0.1/16", "fd00::1/64"]),
-        (record(**{"bridge.inhibit_ipv4": "1"}), ["fd00::1/64"]),
+        (record(ipv6=True), ["172.20.0.1/16", "fd00::1/64"]),
+        (record(), ["172.20.0.1/16"]),
+        (record(ipv6=True, **{"bridge.inhibit_ipv4": "1"}), ["fd00::1/64"]),
         (record(internal=True, **{"bridge.gateway_mode_ipv6": "isolated"}), ["172.20.0.1/16"]),
     ],
 )

@@ -134,6 +134,7 @@ CLOSED = NetworkRecord(
     driver="bridge",
     created=1,
     subnets=(Subnet(subnet="172.20.0.0/16"), Subnet(subnet="fd00::/64")),
+    ipv6=True,
     options={EGRESS: "a.example,*.b.example,9.9.9.0/24"},
 )
 FREE = NetworkRecord(id="f" * 64, name="free", driver="bridge", created=2, subnets=(Subnet(subnet="172.21.0.0/16"),))

@@ -122,6 +122,12 @@ def test_a_network_may_have_ipv6_only() -> None:
     assert [subnet.version for subnet in record.subnets] == [6]
 
 
+def test_a_subnet_of_a_family_that_is_off_is_kept_and_does_not_count() -> None:
+    record = filled(with_subnet(Subnet="fd00:9::/64"))
+    assert [subnet.version for subnet in record.subnets] == [6, 4]
+    assert [subnet.version for subnet in record.spoken] == [4]
+
+
 def test_subnets_of_two_networks_do_not_overlap() -> None:
     with pytest.raises(Forbidden, match="Pool overlaps with other one on this address space"):
         filled(with_subnet(Subnet="172.17.4.0/24"), own=["172.17.0.0/16"])

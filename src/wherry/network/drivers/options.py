@@ -63,7 +63,7 @@ def bridge_addresses(network: NetworkRecord) -> list[Interface]:
         out.add(4)
     return [
         ipaddress.ip_interface(f"{subnet.gateway}/{subnet.subnet.partition('/')[2]}")
-        for subnet in network.subnets
+        for subnet in network.spoken
         if subnet.gateway and subnet.version not in out
     ]
 

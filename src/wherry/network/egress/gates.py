@@ -201,7 +201,7 @@ class Gates:
         record = self._network(attachment.network_id)
         if record is not None and EGRESS in record.options:
             policy = parse(record.options[EGRESS])
-            subnets = [ipaddress.ip_network(subnet.subnet) for subnet in record.subnets]
+            subnets = [ipaddress.ip_network(subnet.subnet) for subnet in record.spoken]
             rules = EgressRules(
                 key=f"network {record.id}",
                 sources=subnets,
