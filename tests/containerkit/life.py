@@ -220,6 +220,9 @@ class StepNetworks:
         self.left.append((container_id, self.resolve(network).name, netns_path))
         return ()
 
+    def held(self, container_id: str) -> None:
+        """What its record says is all there is."""
+
     async def rename_container(self, container_id: str, old: str, new: str) -> None:
         self.renamed.append((container_id, old, new))
 

@@ -476,6 +476,10 @@ class Networks:
         """
         return await self._sandboxes.change_ports(container_id, add, remove)
 
+    def held(self, container_id: str) -> tuple[tuple[Endpoint, ...], tuple[Port, ...]] | None:
+        """Endpoints and ports of a running container; None when it has no network of its own."""
+        return self._sandboxes.held(container_id)
+
     async def rename_container(self, container_id: str, old: str, new: str) -> None:
         await self._sandboxes.rename(container_id, old, new)
 

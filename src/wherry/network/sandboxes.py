@@ -315,8 +315,9 @@ class Sandboxes:
         holding.relays.update(fresh.relays)
         return row.ports
 
-    def _rewrite(self, container_id: str, row: Row) -> None:
-        self._parts.state.write(Put("endpoints", container_id, msgspec.json.encode(row)))
+    def _rewrite(self, container_id: str, row: Row | None) -> None:
+        kept = Put("endpoints", container_id, msgspec.json.encode(row)) if row else Delete("endpoints", container_id)
+        self._parts.state.write(kept)
 
     def _republish(self, old: Row, new: Row) -> None:
         """Firewall entries from those of `old` to those of `new`, in one transaction. Blocking."""
@@ -403,7 +404,8 @@ class Sandboxes:
     async def _join(
         self, container_id: str, record: NetworkRecord, wanted: EndpointRequest, netns_path: str
     ) -> tuple[Endpoint, tuple[Port, ...]]:
-        holding = self._holdings.setdefault(container_id, _Holding(row=Row(attachments=(), name=container_id)))
+        known = self._holdings.get(container_id)  # none: it has had nothing but its loopback
+        holding = known or _Holding(row=Row(attachments=(), name=next(iter(wanted.names), container_id)))
         old = holding.row
         if any(each.network_id == record.id for each in old.attachments):
             raise Forbidden(f"endpoint with name {old.name} already exists in network {record.name}")
@@ -411,7 +413,7 @@ class Sandboxes:
             attachment = self._reserve(undo, record, wanted, old.attachments)
             row = replace(old, attachments=(*old.attachments, attachment))
             namespace = await undo.enter_async_context(namespaces.inside(netns_path))
-            undo.push_async_callback(settle, self._rewrite, container_id, old)
+            undo.push_async_callback(settle, self._rewrite, container_id, old if known else None)
             await settle(self._rewrite, container_id, row)
             driver = self._parts.drivers[record.driver]
             try:
@@ -426,6 +428,7 @@ class Sandboxes:
             await self._follow_routes(holding, old)
             await settle(self._parts.gates.close_off, container_id, row.attachments, row.name)
             await self._announce_change(container_id, holding.row, namespace)
+            self._holdings[container_id] = holding
             undo.pop_all()
             await settle(_close, [namespace])
         await settle(self._rewrite, container_id, holding.row)
@@ -592,9 +595,9 @@ class Sandboxes:
             if each.network_id == network_id
         ]
 
-    def endpoints(self, container_id: str) -> Sequence[Endpoint]:
+    def held(self, container_id: str) -> tuple[tuple[Endpoint, ...], tuple[Port, ...]] | None:
         holding = self._holdings.get(container_id)
-        return [each.endpoint for each in holding.row.attachments] if holding else []
+        return (tuple(each.endpoint for each in holding.row.attachments), holding.row.ports) if holding else None
 
     def attachments(self, container_id: str) -> Sequence[Attachment]:
         return self._holding(container_id).row.attachments

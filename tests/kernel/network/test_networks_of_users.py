@@ -113,6 +113,22 @@ async def test_a_container_joins_and_leaves_networks_while_it_runs(host: Host) -
     assert again.ip == endpoint.ip
 
 
+async def test_a_container_with_loopback_only_joins_its_first_network_or_stays_as_it_was(world: World) -> None:
+    state, container = State(None), new_id()
+    async with hosting(state=state) as host:
+        await host.networks.create(network("one", "10.5.0.0/24"))
+        sandbox = await host.networks.connect(container, SandboxRequest(mode="none"))
+        assert sandbox.netns is not None
+        host.fds.append(sandbox.netns)
+        with pytest.raises(Failed, match="Address already in use"):
+            await host.networks.join(container, EndpointRequest(network="one", ip="10.5.0.1"), path(sandbox))
+        assert (host.networks.held(container), state.rows("endpoints")) == (None, {})
+        endpoint, _ = await host.networks.join(container, EndpointRequest(network="one"), path(sandbox))
+        assert host.networks.held(container) == ((endpoint,), ())
+        await host.networks.release(container)
+        await host.networks.remove("one")
+
+
 async def test_published_ports_follow_the_way_out(host: Host, world: World) -> None:
     for name in ("one", "two"):
         await host.networks.create(network(name))

@@ -92,6 +92,8 @@ async def _apply(deps: Deps, container: Container, outcome: Shim | Exit | None) 
         if outcome.paused != (state.status is Status.PAUSED):
             state.move(Status.PAUSED if outcome.paused else Status.RUNNING)
         state.pid, state.pid_start = outcome.pid, outcome.pid_start
+        if (held := deps.networks.held(container.id)) is not None:  # it may have joined a network as the daemon ended
+            container.endpoints, container.ports = held
         await deps.store.save(container)
         health.watch(deps, container)
         deps.background.spawn(
