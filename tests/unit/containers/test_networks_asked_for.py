@@ -12,7 +12,7 @@ from wherry.containers.record import Container, Status
 from wherry.containers.views.shapes import networks
 from wherry.errors import Failed, InvalidParameter, NotFound
 from wherry.network.endpoint import NameServers
-from wherry.network.records import Subnet
+from wherry.network.records import EGRESS, Subnet
 from wherry.spec.engine import EndpointIPAMConfig, EndpointSettings, HostConfig, NetworkingConfig
 
 
@@ -277,3 +277,20 @@ async def test_links_on_a_network_of_a_user_are_aliases_there(world: LifeWorld) 
     await made(world, "front", {"front": EndpointSettings(links=["data:db", "nosuch:x"])})
     await start(world.deps, "web")
     assert world.networks.requests[-1].endpoints[0].links == {"db": data.id}
+
+
+async def test_a_containers_egress_label_is_a_policy_of_all_its_endpoints(world: LifeWorld) -> None:
+    for name in ("front", "back"):
+        world.networks.add(name)
+    own = EndpointSettings(driver_opts={EGRESS: "10.0.0.0/8"})
+    await made(world, "front", {"front": EndpointSettings(), "back": own}, labels={EGRESS: "pypi.example"})
+    await start(world.deps, "web")
+    options = [endpoint.options for endpoint in world.networks.requests[-1].endpoints]
+    assert options == [{EGRESS: "pypi.example"}, {EGRESS: "10.0.0.0/8"}]
+
+
+async def test_an_egress_label_that_cannot_be_enforced_is_refused_at_create(world: LifeWorld) -> None:
+    for mode in ("bridge", "host"):
+        with pytest.raises(InvalidParameter, match=EGRESS):
+            await made(world, mode, labels={EGRESS: "pypi.example"})
+    await made(world, "none", labels={EGRESS: "pypi.example"})

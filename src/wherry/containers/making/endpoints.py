@@ -11,9 +11,10 @@ from wherry.containers.record import Container
 from wherry.errors import Forbidden, InvalidParameter, NotFound
 from wherry.ids import generate
 from wherry.network import ipam
+from wherry.network.egress.gates import Gates
 from wherry.network.endpoint import Endpoint, EndpointRequest
 from wherry.network.networks import Networks
-from wherry.network.records import BRIDGE, HOST, NetworkRecord
+from wherry.network.records import BRIDGE, EGRESS, HOST, NetworkRecord
 from wherry.spec.engine import ContainerConfig, EndpointIPAMConfig, EndpointSettings, HostConfig, NetworkingConfig
 
 SHARING = "container sharing network namespace with another container or host cannot be connected to any other network"
@@ -43,7 +44,7 @@ def draft(networks: Networks, config: ContainerConfig, host: HostConfig, given: 
     _check_together(found)
     for network, settings in found.items():
         try:
-            check(networks, network, settings)
+            Gates.check_attachment(check(networks, network, settings), _options(config, settings))
         except NotFound:
             continue
         except InvalidParameter as exc:
@@ -174,8 +175,14 @@ def endpoint_request(deps: Deps, container: Container, network: str, settings: E
         names=tuple(dns_names(container)),
         links=_links(deps, settings.links or ()),
         gw_priority=settings.gw_priority,
-        options=settings.driver_opts or {},
+        options=_options(container.config, settings),
     )
+
+
+def _options(config: ContainerConfig, settings: EndpointSettings) -> Mapping[str, str]:
+    """With the container's egress policy, which its label gives to all its attachments."""
+    label = (config.labels or {}).get(EGRESS)
+    return {**({EGRESS: label} if label is not None else {}), **(settings.driver_opts or {})}
 
 
 def _links(deps: Deps, links: Sequence[str]) -> Mapping[str, str]:

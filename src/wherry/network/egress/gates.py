@@ -21,7 +21,7 @@ from wherry.network import plan
 from wherry.network.egress.log import RefusalLog
 from wherry.network.egress.policy import Policy, parse
 from wherry.network.plan import Attachment
-from wherry.network.records import BRIDGE, EGRESS, NetworkRecord
+from wherry.network.records import BRIDGE, EGRESS, NULL, NetworkRecord
 from wherry.network.wall.rules import EgressRules
 
 log = logging.getLogger(__name__)
@@ -141,6 +141,8 @@ class Gates:
         if EGRESS not in options:
             return
         policy = parse(options[EGRESS])
+        if record.driver == NULL:
+            return  # nothing is reached from there
         if record.driver != BRIDGE:
             raise InvalidParameter(
                 f"option {EGRESS} needs a network of driver {BRIDGE}: what containers send on network {record.name} "
