@@ -123,6 +123,10 @@ async def test_a_failed_program_is_told_with_its_code_and_place_and_leaves_nothi
     assert ">>> RUN echo said" in record.error.excerpt
     assert either.held() == {"snapshots": [], "shims": [], "steps": [], "scratch": [], "jobs": []}
     either.world.snapshots.close()  # what was given up is deleted in the background
+    for _ in range(100):
+        if not descriptors() - before:
+            break
+        await asyncio.sleep(0.05)  # the collection that follows a build is looking around
     assert descriptors() - before == Counter()
 
 
