@@ -269,3 +269,22 @@ async def test_a_name_that_is_allowed_is_no_way_for_an_address(host: Host, world
     with greeter(world.outside, 80):
         assert not await reaches(strict, NEIGHBOUR)
         assert await call(ask_tcp, NEIGHBOUR, 80, fd=listed.netns) == HOST
+
+
+async def test_with_respect_the_hosts_input_rules_judge_published_ports(world: World) -> None:
+    async with hosting(NetworkConfig(respect_firewall=True)) as host:
+        server = await run_on(host, "bridge", ports=("8080:80", "9090:80"))
+        nftables.run("table inet theirs { chain input { type filter hook input priority 0; tcp dport 9090 reject; }; }")
+        with greeter(server.netns, 80):
+            assert await call(ask_tcp, HOST, 8080, fd=world.outside) == NEIGHBOUR
+            with pytest.raises(OSError, match="refused|unreachable|No route"):
+                await call(ask_tcp, HOST, 9090, fd=world.outside)
+        nftables.run("delete table inet theirs")
+
+
+async def test_without_respect_they_do_not(host: Host, world: World) -> None:
+    server = await run_on(host, "bridge", ports=("9090:80",))
+    nftables.run("table inet theirs { chain input { type filter hook input priority 0; tcp dport 9090 reject; }; }")
+    with greeter(server.netns, 80):
+        assert await call(ask_tcp, HOST, 9090, fd=world.outside) == NEIGHBOUR
+    nftables.run("delete table inet theirs")
