@@ -277,7 +277,7 @@ async def test_with_respect_the_hosts_input_rules_judge_published_ports(world: W
         nftables.run("table inet theirs { chain input { type filter hook input priority 0; tcp dport 9090 reject; }; }")
         with greeter(server.netns, 80):
             assert await call(ask_tcp, HOST, 8080, fd=world.outside) == NEIGHBOUR
-            with pytest.raises(OSError, match="refused|unreachable|No route"):
+            with pytest.raises(OSError, match=r"refused|unreachable|No route"):
                 await call(ask_tcp, HOST, 9090, fd=world.outside)
         nftables.run("delete table inet theirs")
 
