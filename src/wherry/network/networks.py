@@ -441,11 +441,11 @@ class Networks:
         wanted = self._wanted(request)
         first = wanted[0][0]
         if first.driver == HOST:
-            return Sandbox(netns=None, endpoints=(_bare(first),))
+            return Sandbox(netns=None, endpoints=(plan.bare(first),))
         if first.driver == NULL:
             namespace = await settle(namespaces.empty)
             namespace.netlink.close()
-            return Sandbox(netns=namespace.fd, endpoints=(_bare(first),))
+            return Sandbox(netns=namespace.fd, endpoints=(plan.bare(first),))
         return await self._sandboxes.connect(container_id, wanted, request)
 
     async def release(self, container_id: str) -> None:
@@ -515,17 +515,3 @@ class Networks:
 
 def _names(request: SandboxRequest) -> Sequence[str]:
     return (request.name,) if request.name else ()
-
-
-def _bare(record: NetworkRecord) -> Endpoint:
-    """An attachment without an address: host, none."""
-    return Endpoint(
-        network=record.name,
-        network_id=record.id,
-        endpoint_id=generate(),
-        mac="",
-        ip="",
-        prefix=0,
-        gateway="",
-        driver=record.driver,
-    )

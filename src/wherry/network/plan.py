@@ -4,6 +4,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from wherry.ids import generate
 from wherry.network.endpoint import Endpoint, NameServers, Port
 from wherry.network.places import Interface, Place, Publication
 from wherry.network.ports import PortRequest
@@ -124,3 +125,17 @@ def publications(
         elif ":" in port.host_ip and six is not None:
             found.append(Publication(port=port, address=six.endpoint.ip6, bridge=bridges[six.network_id]))
     return found
+
+
+def bare(record: NetworkRecord) -> Endpoint:
+    """An attachment without an address: host, none."""
+    return Endpoint(
+        network=record.name,
+        network_id=record.id,
+        endpoint_id=generate(),
+        mac="",
+        ip="",
+        prefix=0,
+        gateway="",
+        driver=record.driver,
+    )

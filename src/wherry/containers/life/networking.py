@@ -16,6 +16,7 @@ from wherry.containers.making.endpoints import HOST_IS_FIXED, PRIVATE, SHARING
 from wherry.containers.record import Container, Status
 from wherry.errors import Conflict, Failed, Forbidden, InvalidParameter, NotFound
 from wherry.events import Event
+from wherry.network import plan
 from wherry.network.endpoint import Endpoint
 from wherry.network.records import HOST, NULL, NetworkRecord
 from wherry.spec.engine import EndpointSettings
@@ -90,7 +91,7 @@ async def _join(deps: Deps, container: Container, record: NetworkRecord, setting
     async with AsyncExitStack() as undo:
         undo.callback(put_back)
         if record.driver == NULL:
-            endpoint = endpoints.bare(record)
+            endpoint = plan.bare(record)
         else:
             netns = _netns_path(deps, container)
             request = endpoints.endpoint_request(deps, container, record.id, settings)

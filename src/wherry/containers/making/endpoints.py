@@ -9,8 +9,7 @@ from wherry.containers.attached import NONE, Asked, asked, dns_names, is_users, 
 from wherry.containers.deps import Deps
 from wherry.containers.record import Container
 from wherry.errors import Forbidden, InvalidParameter, NotFound
-from wherry.ids import generate
-from wherry.network import ipam
+from wherry.network import ipam, plan
 from wherry.network.egress.gates import Gates
 from wherry.network.endpoint import Endpoint, EndpointRequest
 from wherry.network.networks import Networks
@@ -208,23 +207,9 @@ def note_started(container: Container, endpoints: Iterable[Endpoint]) -> None:
     container.networking = with_asked(container, {**wanted, **changed})
 
 
-def bare(record: NetworkRecord) -> Endpoint:
-    """An endpoint without an address, as on the network `none`."""
-    return Endpoint(
-        network=record.name,
-        network_id=record.id,
-        endpoint_id=generate(),
-        mac="",
-        ip="",
-        prefix=0,
-        gateway="",
-        driver=record.driver,
-    )
-
-
 def absent(networks: Networks, network: str, network_id: str) -> Endpoint:
     """For the news of a container that was only to be on a network, which may be gone itself."""
     try:
-        return bare(networks.resolve(network))
+        return plan.bare(networks.resolve(network))
     except NotFound:
-        return bare(NetworkRecord(id=network_id, name=network, driver=BRIDGE, created=0))
+        return plan.bare(NetworkRecord(id=network_id, name=network, driver=BRIDGE, created=0))
