@@ -13,7 +13,7 @@ from driverkit import QUICK, network
 from netkit import HOST, NEIGHBOUR, World, make_socket
 
 from wherry.events import Events
-from wherry.kernel import netlink
+from wherry.kernel import netlink, nftables
 from wherry.kernel.netlink import Netlink
 from wherry.kernel.netns import in_netns
 from wherry.network.dns.message import Code, Type
@@ -256,3 +256,50 @@ async def test_a_containers_own_policy_narrows_its_networks(scene: Scene) -> Non
     assert await scene.resolve("x.cdn.example") == (Code.REFUSED, [])
     assert await scene.resolve("good.example") == (Code.NO_ERROR, [GOOD])
     assert await scene.reach(GOOD)
+
+
+def send(fd: int, source: str, destination: str) -> None:
+    with make_socket(fd, socket.SOCK_DGRAM, six=":" in source) as client:
+        client.bind((source, 0))
+        client.sendto(f"{source} to {destination}".encode(), (destination, 4444))
+
+
+async def test_a_container_with_a_policy_of_its_own_sends_from_its_own_addresses_only(scene: Scene) -> None:
+    scene.gates.open_up("c")
+    scene.record = replace(scene.record, options={})
+    own = replace(scene.attachment, endpoint=replace(scene.attachment.endpoint, options={EGRESS: f"{LISTED},{GOOD6}"}))
+    link = netlink.find_link(scene.namespace.netlink, "eth0")
+    assert link is not None
+    forged = ("172.20.0.77", "198.51.100.7", "fd00:20::77")
+    scene.namespace.netlink.transact(
+        *(netlink.add_address(link.index, "eth0", ipaddress.ip_interface(address)) for address in forged)
+    )
+
+    def arrives(source: str, destination: str) -> bool:
+        with make_socket(scene.world.outside, socket.SOCK_DGRAM, six=True) as there:
+            there.bind(("::", 4444))
+            there.settimeout(0.5)
+            send(scene.fd, source, destination)
+            try:
+                return there.recv(100).decode() == f"{source} to {destination}"
+            except TimeoutError:
+                return False
+
+    mine = {4: "172.20.0.2", 6: "fd00:20::2"}
+    there = {4: (LISTED, OTHER), 6: (GOOD6, OTHER6)}
+    for source in (*mine.values(), *forged):
+        assert arrives(source, there[6 if ":" in source else 4][1]), "nobody is held yet"
+    scene.gates.close_off("c", [own], "web")
+    for source in forged:
+        assert not any(arrives(source, destination) for destination in there[6 if ":" in source else 4])
+    for version, source in mine.items():
+        assert arrives(source, there[version][0])
+        assert not arrives(source, there[version][1])
+    scene.gates.open_up("c")
+    assert arrives(forged[0], OTHER)
+    assert nftables.run("list chains bridge").count("pin_") == 0
+    scene.gates.close_off("c", [own], "web")
+    scene.wall.load([scene.rules()], [], scene.gates.rules({"c": ("web", [own])}), guarded=False)
+    assert not arrives(forged[0], OTHER), "a daemon that starts again holds it as well"
+    scene.wall.remove()
+    assert "bridge" not in nftables.run("list tables")

@@ -213,9 +213,10 @@ class Gates:
             found.append((rules, policy))
         if EGRESS in attachment.endpoint.options:
             policy = parse(attachment.endpoint.options[EGRESS])
-            own = [ipaddress.ip_network(address) for address in attachment.addresses]
+            own = [ipaddress.ip_network(interface.ip) for interface in attachment.place().addresses]
             key = f"endpoint {attachment.endpoint.endpoint_id}"
-            found.append((EgressRules(key=key, sources=own, networks=policy.networks), policy))
+            rules = EgressRules(key=key, sources=own, networks=policy.networks, link=attachment.host_name)
+            found.append((rules, policy))
         return found
 
     def gate(self, container_id: str) -> ContainerGate:

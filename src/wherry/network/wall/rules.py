@@ -16,6 +16,9 @@
       bound_bridges, bound4/6, bound_subnets4/6    who may reach only what is allowed, and the chain that knows
       egress_<key>, allowed4/6_<key>, networks4/6_<key>    such a chain, answers of name servers, fixed networks
 
+    table bridge wherry[_<instance>], while a policy is of one interface only
+      pins                    interface to the chain that knows what it may send from: policies go by source address
+
 Names are hashed: a network and a port cost an element, and no packet walks through a list.
 """
 
@@ -32,6 +35,10 @@ from wherry.network.ports import ANY4, ANY6, PROTOCOLS
 
 GUARD = "the host routes for containers only"
 LIMIT = 65535  # names' addresses one may reach at a time
+NEIGHBOURS = (  # what a link needs for IPv6 to work on it
+    "nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, "
+    "mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report"
+)
 LOG_RATE = "10/second burst 50 packets"
 SNAP = 80  # bytes of a refused packet: both headers
 KEY_LIMIT = 90  # characters of an egress key: the kernel's log prefix takes 127
@@ -96,6 +103,7 @@ class EgressRules:
     sources: Sequence[IPNetwork] = ()  # subnets of a network, addresses of a container
     networks: Sequence[IPNetwork] = ()  # always allowed
     bridge: str = ""  # a whole network: whatever comes from this interface, whichever source address it claims
+    link: str = ""  # one container: the host's end of its interface, which may send from `sources` only
 
 
 def network_entries(rules: NetworkRules) -> list[Entry]:
@@ -217,6 +225,7 @@ def render(
     for entry in (*entries, *(entry for rules, _ in policies for entry in _bound_entries(rules))):
         by_set[entry.set].append(entry)
     chains = "".join(_egress(table, rules, allowed) for rules, allowed in policies)
+    pins = "".join(_pin(table, rules) for rules, _ in policies)
     sets = "\n".join(_declare(name, SETS[name], found) for name, found in by_set.items())
     guards = "\n    ".join(
         f'meta nfproto {family} meta iifkind != "bridge" meta oifkind != "bridge" drop comment "{GUARD}"'
@@ -270,8 +279,7 @@ table inet {table} {{
     type filter hook input priority filter
     iifname != @bridges accept
     ct state established,related accept
-    icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit }} accept
-    icmpv6 type {{ mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report }} accept
+    icmpv6 type {{ {NEIGHBOURS} }} accept
     jump bound
   }}
   chain forward {{
@@ -299,7 +307,7 @@ table inet {table} {{
     ip6 saddr vmap @bound_subnets6
   }}
 }}
-"""
+{pins}"""
 
 
 def log_group(table: str) -> int:
@@ -368,7 +376,53 @@ def bind(table: str, rules: EgressRules, allowed: Mapping[IPAddress, int]) -> st
         _declare(name, SETS[name], [entry for entry in entries if entry.set == name])
         for name in sorted({entry.set for entry in entries})
     )
-    return f"table inet {table} {{\n{_egress(table, rules, allowed)}{maps}\n}}\n"
+    return f"table inet {table} {{\n{_egress(table, rules, allowed)}{maps}\n}}\n{_pin(table, rules)}"
+
+
+def _pin(table: str, rules: EgressRules) -> str:
+    """Commands that hold an interface to its addresses: who may write raw packets could forge another one's.
+
+    The hook's own rule is written anew each time, so that it is there once whoever was first.
+    """
+    if not rules.link:
+        return ""
+    tag = _tag(rules.key)
+    four = ", ".join(str(each.network_address) for each in rules.sources if each.version == 4)
+    six = ", ".join(str(each.network_address) for each in rules.sources if each.version == 6)
+    lines = [
+        *(
+            [f"ether type arp arp saddr ip {{ 0.0.0.0, {four} }} accept", f"ip saddr {{ {four} }} accept"]
+            if four
+            else []
+        ),
+        *([f"ip6 saddr {{ {six} }} accept"] if six else []),
+        f"ip6 saddr {{ ::, fe80::/10 }} icmpv6 type {{ {NEIGHBOURS} }} accept",
+        "drop",
+    ]
+    body = "\n    ".join(lines)
+    return f"""\
+table bridge {table} {{
+  map pins {{ type ifname : verdict; }}
+  chain prerouting {{ type filter hook prerouting priority -300; }}
+  chain pin_{tag} {{ }}
+}}
+flush chain bridge {table} prerouting
+flush chain bridge {table} pin_{tag}
+table bridge {table} {{
+  chain pin_{tag} {{
+    {body}
+  }}
+  chain prerouting {{ iifname vmap @pins; }}
+  map pins {{ type ifname : verdict; elements = {{ "{rules.link}" : goto pin_{tag} }}; }}
+}}
+"""
+
+
+def _unpin(table: str, rules: EgressRules) -> str:
+    if not rules.link:
+        return ""
+    chain = f"chain bridge {table} pin_{_tag(rules.key)}"
+    return f'delete element bridge {table} pins {{ "{rules.link}" }}\nflush {chain}\ndelete {chain}\n'
 
 
 def _contents(listed: str) -> str:
@@ -395,4 +449,4 @@ def unbind(table: str, rules: EgressRules) -> str:
             f"delete set inet {table} {allowed_set(rules.key, version)}",
             f"delete set inet {table} networks{version}_{tag}",
         ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + _unpin(table, rules)

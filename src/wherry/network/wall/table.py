@@ -77,9 +77,16 @@ class Firewall:
             guarded6=self._guarded6,
             respect=self.respect,
         )
-        if self.table in self._nft().tables(Family.IP):  # of a version before there was IPv6
-            text += f"delete table ip {self.table}\n"
-        nftables.run(text)
+        before = [f"delete table ip {self.table}\n"] if self.table in self._nft().tables(Family.IP) else []
+        nftables.run("".join([*before, *self._unpinned(), text]))
+
+    def _unpinned(self) -> list[str]:
+        """The command that takes our table of family bridge away, where there is one."""
+        try:
+            found = self.table in self._nft().tables(Family.BRIDGE)
+        except OSError:  # a kernel that has no such family: only who wants a policy of one container needs it
+            return []
+        return [f"delete table bridge {self.table}\n"] if found else []
 
     def _nft(self) -> Nftables:
         if self._socket is None:
@@ -322,7 +329,7 @@ class Firewall:
         """Take everything of ours away; idempotent. Raises Failed, OSError."""
         with self._lock:
             self._neighbours.leave(self._nft())
-            nftables.run(f"table inet {self.table}\ndelete table inet {self.table}")
+            nftables.run("".join([*self._unpinned(), f"table inet {self.table}\ndelete table inet {self.table}"]))
             self._networks, self._published, self._egress, self._allowed = {}, {}, {}, {}
             self._generation = -1
 
