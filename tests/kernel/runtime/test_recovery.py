@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -60,6 +61,38 @@ async def test_an_exit_while_no_daemon_looked_is_found(world, runtime, until):
     assert "unseen" in world.log(shim.id).read_text()
     await world.shims.forget(shim.id)
     assert world.shims.ids() == []
+
+
+async def test_a_shim_whose_directory_was_deleted_ends_with_its_container(world, crun, until):
+    shim = await world.started(["sleep", "60"], crun)
+    shutil.rmtree(world.shims.directory(shim.id), ignore_errors=True)  # the mount point is busy for others only
+    gone = Identity(shim.shim_pid, process.start_time(shim.shim_pid) or 0)
+    await shim.kill(signal.SIGKILL)
+    async with asyncio.timeout(20):
+        assert (await shim.exited).code == 137
+    await until(lambda: not process.is_alive(gone))
+    await world.shims.forget(shim.id)
+    assert leftovers([shim.id]) == []
+
+
+async def test_an_exit_that_cannot_be_written_down_is_written_later(world, crun, until):
+    shim = await world.started(["sleep", "60"], crun)
+    in_the_way = world.shims.directory(shim.id) / "exit.json.tmp"
+    in_the_way.mkdir()
+    gone = Identity(shim.shim_pid, process.start_time(shim.shim_pid) or 0)
+    await world.shims.stop()
+    os.kill(shim.pid, signal.SIGKILL)
+    log = world.shims.directory(shim.id) / "shim.log"
+    await until(lambda: "exit cannot be written down" in log.read_text())
+    assert process.is_alive(gone)
+    in_the_way.rmdir()
+    await until(lambda: not process.is_alive(gone))
+    world.shims = Shims(world.root)
+    await world.shims.start()
+    found = await world.shims.adopt(shim.id)
+    assert isinstance(found, Exit)
+    assert found.code == 137
+    await world.shims.forget(shim.id)
 
 
 async def test_a_paused_container_is_adopted_as_paused(world, crun):

@@ -47,6 +47,7 @@ class Shim:
     """One container from `create` to its end."""
 
     drain_limit = 2.0  # s; how long output may be held open by others after its process has ended
+    retry_delay = 1.0  # s, between attempts to write down how it ended
 
     def __init__(self, bundle: Bundle, created: Created, fds: list[int]) -> None:
         """`fds`: our ends of its stdio, in the order of `created.stdio`."""
@@ -245,13 +246,30 @@ class Shim:
             "oom": cgroup.oom_kills(self.groups) > 0,
             "error": error,
         }
-        if self.started:
-            self.bundle.write("exit.json", end, durable=True)
+        self._announce(end)
+
+    def _announce(self, end: Document) -> None:
+        """Write the end down and tell it. While it cannot be written and no daemon listens, try again and again: a
+        daemon that comes later shall learn of it."""
+        if self.started and not self._written(end):
+            self.loop.call_later(self.retry_delay, lambda: self._announce(end))
+            return
         for each in tuple(self.execs.values()):
             each.end_now()
         self.tell({"event": "exit", **end})
         self.session.finish()
         self.loop.call_soon(self._leave)
+
+    def _written(self, end: Document) -> bool:
+        """True as well when nobody will look for it there: somebody listens, or the directory was deleted."""
+        try:
+            self.bundle.write("exit.json", end, durable=True)
+        except FileNotFoundError as exc:
+            note(f"the container's exit is not written down, its directory is gone: {exc}")
+        except OSError as exc:
+            note(f"the container's exit cannot be written down: {exc}")
+            return bool(self.controls)
+        return True
 
     def _leave(self) -> None:
         """Tidy up behind the announcement."""
