@@ -68,7 +68,7 @@ class Networks:
         self._catalog = Catalog(state)
         self._changing = asyncio.Lock()  # one network is made or removed at a time
         self._drivers: dict[str, NetworkDriver] = {
-            BRIDGE: BridgeDriver(self._device, route6=False),
+            BRIDGE: BridgeDriver(self._device),
             MACVLAN: MacvlanDriver(),
             IPVLAN: IpvlanDriver(),
         }

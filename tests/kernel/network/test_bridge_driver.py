@@ -282,16 +282,6 @@ def test_a_host_that_routes_ipv6_for_containers_still_listens_to_its_router(worl
     assert not sysctls.forward_six()
 
 
-@pytest.mark.parametrize(("allowed", "expected"), [(True, "1\n"), (False, "0\n")])
-def test_the_host_routes_ipv6_only_where_it_may(world: World, allowed: bool, expected: str) -> None:
-    driver = BridgeDriver(lambda record: bridge_name(record, "wherry0"), route6=allowed)
-    make(driver, network(FOUR))
-    make(driver, network("fd00:31::/64", letter="b", internal=True))
-    assert Path("/proc/sys/net/ipv6/conf/all/forwarding").read_text() == "0\n"
-    make(driver, network(SIX, letter="c"))
-    assert Path("/proc/sys/net/ipv6/conf/all/forwarding").read_text() == expected
-
-
 def test_what_containers_advertise_is_not_the_hosts_way_out(driver: BridgeDriver) -> None:
     name = make(driver, network(SIX))
     assert Path(f"/proc/sys/net/ipv6/conf/{name}/accept_ra").read_text() == "0\n"

@@ -93,6 +93,17 @@ async def test_both_address_families(host: Host) -> None:
     assert FORWARDING6.read_text() == before
 
 
+@pytest.mark.parametrize(("allowed", "expected"), [(True, "1"), (False, "0")])
+async def test_the_host_routes_ipv6_only_where_it_may_and_must(world: World, allowed: bool, expected: str) -> None:
+    FORWARDING6.write_text("0")
+    async with hosting(NetworkConfig(ip_forward=allowed)) as host:
+        await host.networks.create(network("four"))
+        await host.networks.create(network("inside", enable_ipv6=True, internal=True))
+        assert FORWARDING6.read_text().strip() == "0"
+        await host.networks.create(network("six", enable_ipv6=True))
+        assert FORWARDING6.read_text().strip() == expected
+
+
 async def test_a_container_joins_and_leaves_networks_while_it_runs(host: Host) -> None:
     for name in ("one", "two"):
         await host.networks.create(network(name))

@@ -216,10 +216,9 @@ def docker_present() -> bool:
 
 
 class BridgeDriver:
-    def __init__(self, device: Callable[[NetworkRecord], str], *, route6: bool = True) -> None:
-        """`device`: the host's interface of a network; `route6`: may make the host route IPv6."""
+    def __init__(self, device: Callable[[NetworkRecord], str]) -> None:
+        """`device`: the host's interface of a network."""
         self._device = device
-        self._route6 = route6
 
     # -- the host's side
 
@@ -273,8 +272,6 @@ class BridgeDriver:
                     nl.transact(netlink.delete_address(link.index, link.name, old))
         if network.ipv4:
             route_loopback(link.name)
-        if network.ipv6 and not network.internal and self._route6:
-            sysctls.forward_six()
 
     def remove(self, network: NetworkRecord) -> None:
         if network.name == BRIDGE:

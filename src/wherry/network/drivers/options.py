@@ -4,7 +4,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 
-from wherry.errors import InvalidParameter
+from wherry.errors import InvalidParameter, NotSupported
 from wherry.network.places import Interface
 from wherry.network.records import NetworkRecord
 
@@ -69,7 +69,7 @@ def bridge_addresses(network: NetworkRecord) -> list[Interface]:
 
 
 def check_bridge(network: NetworkRecord) -> None:
-    """Raises InvalidParameter."""
+    """Raises InvalidParameter, NotSupported."""
     options = network.options
     for key in SWITCHES:
         switch(options, key, default=True)
@@ -87,8 +87,11 @@ def check_bridge(network: NetworkRecord) -> None:
                 ipaddress.ip_address(value)
             except ValueError as exc:
                 raise _unparsed(key, value, "nil ip") from exc
-    for name in filter(None, options.get(TRUSTED, "").split(":")):
-        check_interface_name(name, "trusted host interface")
+    if options.get(TRUSTED):
+        raise NotSupported(
+            f"option {TRUSTED} is not supported by this engine: containers are reached by their published ports, or "
+            f"without restriction on a network with {_BRIDGE}gateway_mode_ipv4=nat-unprotected"
+        )
 
 
 def check_interface_name(name: str, what: str) -> None:
