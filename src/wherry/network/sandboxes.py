@@ -416,6 +416,8 @@ class Sandboxes:
             undo.push_async_callback(settle, self._rewrite, container_id, old if known else None)
             await settle(self._rewrite, container_id, row)
             driver = self._parts.drivers[record.driver]
+            undo.push_async_callback(settle, self._close_off, container_id, old if known else None)
+            await settle(self._close_off, container_id, row)  # first: it runs, and could use what it has not to
             try:
                 await settle(driver.attach, record, attachment.place(), namespace)
                 undo.push_async_callback(settle, driver.detach, record, attachment.place(), namespace)
@@ -423,11 +425,16 @@ class Sandboxes:
                 await settle(namespaces.set_default_routes, namespace, plan.routes(row.attachments))
             except OSError as exc:
                 raise Failed(f"cannot connect to network {record.name}: {exc.strerror or exc}") from exc
-            holding.row = row
+            if self._parts.resolver.serves(container_id):
+                undo.push_async_callback(self._announce_change, container_id, old, namespace)
+            else:
+                undo.push_async_callback(self._parts.resolver.close, container_id)
+            undo.callback(self._parts.names.remove, record.id, attachment.endpoint.endpoint_id)
+            await self._announce_change(container_id, row, namespace)
             undo.callback(setattr, holding, "row", old)
+            holding.row = row
+            undo.push_async_callback(self._back_to, holding, old)
             await self._follow_routes(holding, old)
-            await settle(self._parts.gates.close_off, container_id, row.attachments, row.name)
-            await self._announce_change(container_id, holding.row, namespace)
             self._holdings[container_id] = holding
             undo.pop_all()
             await settle(_close, [namespace])
@@ -445,7 +452,25 @@ class Sandboxes:
         if any(plan.targets(holding.row.attachments)):
             await self._open_relays(holding)
 
+    async def _back_to(self, holding: _Holding, old: Row) -> None:
+        """Published ports as they were before `_follow_routes`, however far that came."""
+        await self._close_relays(holding)
+        if not any(plan.targets(old.attachments)):
+            self._parts.ports.release(holding.held)
+            holding.held.clear()
+        await settle(self._republish, holding.row, old)
+        holding.row = old
+        await self._open_relays(holding)
+
+    def _close_off(self, container_id: str, row: Row | None) -> None:
+        """Egress policies of what it is on; None = of nothing. Blocking."""
+        if row is None:
+            self._parts.gates.open_up(container_id)
+        else:
+            self._parts.gates.close_off(container_id, row.attachments, row.name)
+
     async def _announce_change(self, container_id: str, row: Row, namespace: Namespace) -> None:
+        """Idempotent. Who is on no network of the user's any more keeps its resolver: programs have read of it."""
         if self._parts.resolver.serves(container_id):
             for attachment in row.attachments:
                 self._name(attachment)
@@ -478,7 +503,7 @@ class Sandboxes:
             self._parts.ports.release(holding.held)
             holding.held.clear()
             holding.row = row = replace(row, ports=())
-        await settle(self._parts.gates.close_off, container_id, row.attachments, row.name)
+        await settle(self._close_off, container_id, row)
         if self._parts.resolver.serves(container_id):
             await self._parts.resolver.update(container_id, view=self._view(row), upstream=row.nameservers)
         await settle(self._rewrite, container_id, holding.row)
@@ -568,7 +593,7 @@ class Sandboxes:
                 log.warning("container %s: %s", short(container_id), exc)
         await self._open_relays(holding)
         try:
-            await settle(self._parts.gates.close_off, container_id, row.attachments, row.name)
+            await settle(self._close_off, container_id, row)
             async with namespaces.inside(netns_path) as namespace:
                 await self._announce(container_id, row, namespace)
         except (OSError, WherryError) as exc:

@@ -159,6 +159,25 @@ async def test_published_ports_follow_the_way_out(host: Host, world: World) -> N
     await run_on(host, "one", ports=("8080:80",))  # nobody holds it
 
 
+async def test_a_join_whose_ports_are_taken_changes_nothing(world: World) -> None:
+    state, container = State(None), new_id()
+    async with hosting(state=state) as host:
+        await host.networks.create(network("inside", internal=True))
+        await host.networks.create(network("out", options={"wherry.egress": "none"}))
+        sandbox = await run_on(host, "inside", ports=("8080:80", "9090:90"), container=container)
+        await run_on(host, "bridge", ports=("9090:90",))
+        links, rules, rows = interface_names(), nftables.run("list ruleset"), dict(state.rows("endpoints"))
+        fds, held = descriptors(), host.networks.held(container)
+        with pytest.raises(Failed, match="port is already allocated"):
+            await host.networks.join(container, EndpointRequest(network="out"), path(sandbox))
+        assert eventually(lambda: interface_names() == links)
+        assert nftables.run("list ruleset") == rules
+        assert (dict(state.rows("endpoints")), host.networks.held(container)) == (rows, held)
+        assert not descriptors() - fds
+        await run_on(host, "bridge", ports=("8080:80",))  # it holds no port
+        await host.networks.remove("out")
+
+
 async def test_ports_of_a_running_container_change_all_or_nothing(host: Host, world: World) -> None:
     container = new_id()
     sandbox = await run_on(host, "bridge", ports=("8080:80",), container=container)
