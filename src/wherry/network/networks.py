@@ -24,8 +24,6 @@ from wherry.network import config as configuration
 from wherry.network import creation, default, documents, ipam, plan
 from wherry.network.catalog import Catalog
 from wherry.network.config import NetworkConfig
-from wherry.network.dns.names import Names
-from wherry.network.dns.server import Resolver
 from wherry.network.documents import Attached
 from wherry.network.drivers import bridge, namespaces
 from wherry.network.drivers.bridge import BridgeDriver
@@ -33,6 +31,7 @@ from wherry.network.drivers.lan import IpvlanDriver, MacvlanDriver
 from wherry.network.egress.gates import Gates
 from wherry.network.endpoint import Endpoint, EndpointRequest, Port
 from wherry.network.forwarding import Forwarding
+from wherry.network.naming import Naming
 from wherry.network.places import IPNetwork, Namespace, NetworkDriver, NetworkRules
 from wherry.network.ports import HostPorts, PortRequest
 from wherry.network.records import BRIDGE, HOST, IPVLAN, MACVLAN, NULL, NetworkRecord
@@ -72,9 +71,8 @@ class Networks:
             MACVLAN: MacvlanDriver(),
             IPVLAN: IpvlanDriver(),
         }
-        self._names = Names()
-        self._resolver = Resolver(self._names, lambda: [(record.id, record.name) for record in self._catalog])
         self._gates = Gates(self._wall, self._catalog.get, events)
+        self._naming = Naming(lambda: [(record.id, record.name) for record in self._catalog], self._gates.gate)
         self._sandboxes = Sandboxes(
             Parts(
                 state=state,
@@ -82,8 +80,7 @@ class Networks:
                 drivers=self._drivers,
                 wall=self._wall,
                 ports=HostPorts(respect=config.respect_firewall),
-                names=self._names,
-                resolver=self._resolver,
+                naming=self._naming,
                 gates=self._gates,
                 bridge_of=self._device,
                 default_bind=lambda record: record.options.get(BINDING) or config.default_bind,
@@ -110,7 +107,7 @@ class Networks:
             raise Failed(f"cannot set up container networks: {exc.strerror}") from exc
         for container_id, row in rows.items():
             await self._sandboxes.adopt(container_id, row, running[ContainerID(container_id)].netns_path)
-        await self._sandboxes.serve(self.config.host_dns)
+        await self._naming.serve_host(self.config.host_dns)
         await self._listen()
 
     async def _listen(self) -> None:

@@ -18,11 +18,10 @@ from wherry.errors import Conflict, Failed, Forbidden, NotFound, WherryError
 from wherry.ids import generate, short
 from wherry.network import ipam, plan
 from wherry.network.catalog import Catalog
-from wherry.network.dns.names import Link, Names, View
-from wherry.network.dns.server import Resolver
 from wherry.network.drivers import lan, namespaces
 from wherry.network.egress.gates import Gates
 from wherry.network.endpoint import Endpoint, EndpointRequest, NameServers, Port
+from wherry.network.naming import Naming
 from wherry.network.places import Namespace, NetworkDriver, Publication
 from wherry.network.plan import Attachment, Row
 from wherry.network.ports import PROTOCOLS, Held, HostPorts, PortRequest, PortTaken
@@ -76,8 +75,7 @@ class Parts:
     drivers: Mapping[str, NetworkDriver]
     wall: Firewall
     ports: HostPorts
-    names: Names
-    resolver: Resolver
+    naming: Naming
     gates: Gates
     bridge_of: Callable[[NetworkRecord], str]  # the host's interface of a bridge network
     default_bind: Callable[[NetworkRecord], str]  # host address of its ports that name none
@@ -119,8 +117,8 @@ class Sandboxes:
                 raise Failed(f"{SETUP}: {exc.strerror or exc}") from exc
             undo.push_async_callback(self._close_relays, holding)
             await self._open_relays(holding)
-            undo.push_async_callback(self._silence, container_id, holding.row)
-            await self._announce(container_id, holding.row, made[0])
+            undo.push_async_callback(parts.naming.hide, container_id, holding.row)
+            await parts.naming.show(container_id, holding.row, made[0])
             self._holdings[container_id] = holding
             undo.pop_all()
         made[0].netlink.close()
@@ -328,43 +326,6 @@ class Sandboxes:
 
     # -- names
 
-    async def _announce(self, container_id: str, row: Row, namespace: Namespace) -> None:
-        """Let others find it by name, and give it a resolver when a network of the user's is among its own."""
-        for attachment in row.attachments:
-            self._name(attachment)
-        if self._resolves(row):
-            await self._parts.resolver.open(
-                container_id, namespace, self._view(row), row.nameservers, self._parts.gates.gate(container_id)
-            )
-
-    async def _silence(self, container_id: str, row: Row) -> None:
-        for attachment in row.attachments:
-            self._parts.names.remove(attachment.network_id, attachment.endpoint.endpoint_id)
-        await self._parts.resolver.close(container_id)
-
-    def _name(self, attachment: Attachment) -> None:
-        endpoint = attachment.endpoint
-        names = list(dict.fromkeys((*endpoint.names, *endpoint.aliases)))
-        self._parts.names.add(endpoint.network_id, endpoint.endpoint_id, names, attachment.addresses)
-
-    def _resolves(self, row: Row) -> bool:
-        return any(attachment.endpoint.network not in ("bridge", "none", "host") for attachment in row.attachments)
-
-    def _view(self, row: Row) -> View:
-        return View(
-            networks=[
-                (attachment.network_id, attachment.endpoint.network)
-                for attachment in row.attachments
-                if attachment.endpoint.network != BRIDGE
-            ],
-            outside=bool(plan.routes(row.attachments)),
-            links=[
-                Link(network=attachment.network_id, alias=alias, target=short(target))
-                for attachment in row.attachments
-                for alias, target in attachment.links.items()
-            ],
-        )
-
     async def rename(self, container_id: str, old: str, new: str) -> None:
         """A container has another name: it answers to that at once, and no more to the old one."""
         holding = self._holdings.get(container_id)
@@ -382,7 +343,7 @@ class Sandboxes:
         holding.row = replace(holding.row, attachments=changed, name=new)
         await settle(self._rewrite, container_id, holding.row)
         for attachment in changed:
-            self._name(attachment)
+            self._parts.naming.name(attachment)
 
     # -- a running container joins and leaves networks
 
@@ -425,12 +386,13 @@ class Sandboxes:
                 await settle(namespaces.set_default_routes, namespace, plan.routes(row.attachments))
             except OSError as exc:
                 raise Failed(f"cannot connect to network {record.name}: {exc.strerror or exc}") from exc
-            if self._parts.resolver.serves(container_id):
-                undo.push_async_callback(self._announce_change, container_id, old, namespace)
+            naming = self._parts.naming
+            if naming.serves(container_id):
+                undo.push_async_callback(naming.update, container_id, old)
             else:
-                undo.push_async_callback(self._parts.resolver.close, container_id)
-            undo.callback(self._parts.names.remove, record.id, attachment.endpoint.endpoint_id)
-            await self._announce_change(container_id, row, namespace)
+                undo.push_async_callback(naming.stop_serving, container_id)
+            undo.callback(naming.forget, attachment)
+            await naming.show(container_id, row, namespace)
             undo.callback(setattr, holding, "row", old)
             holding.row = row
             undo.push_async_callback(self._back_to, holding, old)
@@ -469,15 +431,6 @@ class Sandboxes:
         else:
             self._parts.gates.close_off(container_id, row.attachments, row.name)
 
-    async def _announce_change(self, container_id: str, row: Row, namespace: Namespace) -> None:
-        """Idempotent. Who is on no network of the user's any more keeps its resolver: programs have read of it."""
-        if self._parts.resolver.serves(container_id):
-            for attachment in row.attachments:
-                self._name(attachment)
-            await self._parts.resolver.update(container_id, view=self._view(row), upstream=row.nameservers)
-        else:
-            await self._announce(container_id, row, namespace)
-
     async def leave(self, container_id: str, record: NetworkRecord, netns_path: str) -> tuple[Port, ...]:
         """Detach a running container from a network; what is published then. Raises NotFound, Failed."""
         return await finish(self._leave(container_id, record, netns_path))
@@ -496,7 +449,7 @@ class Sandboxes:
                 await settle(namespaces.set_default_routes, namespace, plan.routes(row.attachments))
             except OSError as exc:
                 raise Failed(f"cannot disconnect from network {record.name}: {exc.strerror or exc}") from exc
-        self._parts.names.remove(record.id, attachment.endpoint.endpoint_id)
+        self._parts.naming.forget(attachment)
         holding.row = row
         await self._follow_routes(holding, old)
         if not any(plan.targets(row.attachments)):
@@ -504,8 +457,7 @@ class Sandboxes:
             holding.held.clear()
             holding.row = row = replace(row, ports=())
         await settle(self._close_off, container_id, row)
-        if self._parts.resolver.serves(container_id):
-            await self._parts.resolver.update(container_id, view=self._view(row), upstream=row.nameservers)
+        await self._parts.naming.update(container_id, row)
         await settle(self._rewrite, container_id, holding.row)
         for address in attachment.addresses:
             self._parts.catalog.release(record.id, address)
@@ -536,7 +488,7 @@ class Sandboxes:
         if holding is None:
             return
         try:
-            await self._silence(container_id, holding.row)
+            await self._parts.naming.hide(container_id, holding.row)
             await self._close_relays(holding)
             await settle(self._undo, container_id, holding.row)
         finally:
@@ -595,7 +547,7 @@ class Sandboxes:
         try:
             await settle(self._close_off, container_id, row)
             async with namespaces.inside(netns_path) as namespace:
-                await self._announce(container_id, row, namespace)
+                await self._parts.naming.show(container_id, row, namespace)
         except (OSError, WherryError) as exc:
             log.warning("container %s: its names are not resolved: %s", short(container_id), exc)
 
@@ -605,11 +557,7 @@ class Sandboxes:
             await self._close_relays(holding)
             self._parts.ports.release(holding.held)
         self._holdings.clear()
-        await self._parts.resolver.close_all()
-
-    async def serve(self, address: str) -> None:
-        """Answer the host's questions for names of containers at `address`, 127.0.0.153:53; "" = nowhere."""
-        await self._parts.resolver.serve_host(address)
+        await self._parts.naming.close_all()
 
     def on(self, network_id: str) -> list[tuple[str, str]]:
         """Name and endpoint id of the running containers on a network."""
