@@ -55,6 +55,7 @@ async def test_an_exit_is_recorded_told_and_tidied_up_after(world: LifeWorld) ->
 async def test_a_container_killed_for_its_memory_says_so(world: LifeWorld) -> None:
     container = await world.run("web")
     await ends(world, container, 137, oom=True)
+    await world.idle()
     assert container.state.oom_killed
     assert world.actions() == ["create", "start", "oom", "die"]
 
